@@ -1,0 +1,236 @@
+"""The backend interface: what a CPU must offer to run under vmmsim's VMM core.
+
+Three objects, as in KVM: a `Backend` makes a `Vm`, a `Vm` holds memory and makes a
+`Vcpu`, a `Vcpu` runs. All splitting rules and exit rules are the contract of
+`vmmsim.exits` and `vmmsim.bus`; `vmmsim.testing.run_backend_conformance` checks them.
+
+Nothing here imports a CPU library, and the core imports no backend: `vmmsim.backends`
+finds them by name.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from ..cpu.state import CpuState, Registers
+from ..exits import Exit
+
+if TYPE_CHECKING:
+    from ..memory import Region
+
+__all__ = [
+    "CAPABILITY_TABLE",
+    "AccessHandler",
+    "Availability",
+    "Backend",
+    "Capabilities",
+    "Vcpu",
+    "Vm",
+    "VmOptions",
+]
+
+
+class AccessHandler(Protocol):
+    """Who answers accesses during `Vcpu.run_inline`: in practice the machine's dispatcher.
+
+    Four plain callables, called once for each access in the order the guest made them.
+    `size` is 1-8 bytes; a read answers 0 <= value < 2**(8*size).
+    """
+
+    def port_read(self, port: int, size: int, /) -> int: ...
+    def port_write(self, port: int, size: int, value: int, /) -> None: ...
+    def mmio_read(self, gpa: int, size: int, /) -> int: ...
+    def mmio_write(self, gpa: int, size: int, value: int, /) -> None: ...
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What a backend can do. `CAPABILITY_TABLE` says what each means for the caller."""
+
+    insn_budget: bool
+    cancel_latency_ms: float
+    max_vcpus: int
+    gpa_bits: int
+    segment_state: str
+    delivers_exceptions: bool
+    segment_limits: bool
+    xcr0: int
+    native_user_code: bool
+    refuses: tuple[str, ...] = ()
+
+
+#: field -> (unit, what it means for the caller). docs/capabilities.md is generated from it.
+CAPABILITY_TABLE: dict[str, tuple[str, str]] = {
+    "insn_budget": (
+        "yes or no",
+        "A budget in instructions is exact. If no, asking for one raises NotSupported.",
+    ),
+    "cancel_latency_ms": (
+        "milliseconds",
+        "From cancel() to the Cancelled exit, for a guest that spins without an exit.",
+    ),
+    "max_vcpus": ("vCPUs", "How many vCPUs one machine may have; more is a UsageError."),
+    "gpa_bits": ("bits", "Guest-physical addresses are below 2**gpa_bits."),
+    "segment_state": (
+        "exact or tables",
+        "exact: the hidden base, limit and attributes of segments are the CPU's own. tables: they are "
+        "kept as last written or looked up in the guest's descriptor tables, so a descriptor edited "
+        "after it was loaded reads as edited.",
+    ),
+    "delivers_exceptions": (
+        "yes or no",
+        "Exceptions go through the guest's own IVT or IDT. If no, one that the guest could take is a "
+        "GuestException exit.",
+    ),
+    "segment_limits": (
+        "yes or no",
+        "Accesses beyond a segment's limit fault. If no, they go through.",
+    ),
+    "xcr0": (
+        "bit mask",
+        "The state components (SDM vol. 1, 13.1) that CpuState keeps here: 1 x87, 2 SSE, 4 AVX.",
+    ),
+    "native_user_code": (
+        "yes or no",
+        "64-bit code at CPL 3 runs on the host's own CPU, with the host's CPUID and features.",
+    ),
+    "refuses": (
+        "list of words",
+        "What was probed at start-up and found missing on this host; it comes back as a Refused exit.",
+    ),
+}
+
+
+class Availability(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a backend can be opened here. `reason` and `fix` are for people."""
+
+    usable: bool
+    reason: str
+    fix: str = ""
+
+
+class VmOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How a VM is made. `watchdog_seconds`: a run that shows no sign of life for so long
+    (no exit, RIP unmoved) ends as Refused; None turns the watchdog off.
+    `count_insns`: keep `Vcpu.insns` from the start (slower on Unicorn)."""
+
+    watchdog_seconds: float | None = 5.0
+    count_insns: bool = False
+
+
+class Vcpu(ABC):
+    """One virtual CPU. Only the thread that runs it may call anything but `cancel`.
+
+    State and exits: at a read exit that was not answered yet, `registers()` and `state()`
+    show the CPU as it was before the instruction, and setting them raises UsageError.
+    Everywhere else they first finish the instruction in flight, so that no access is half
+    done; writes that it still makes are queued and come from the next `run()`.
+    """
+
+    @abstractmethod
+    def run(self, *, max_insns: int | None = None) -> Exit:
+        """Run to the next exit and return it: the KVM_RUN of teaching texts.
+
+        A read exit must be answered (`exit.reply(value)`) before the next call, else
+        UsageError. `max_insns` raises NotSupported where `insn_budget` is no.
+        """
+
+    @abstractmethod
+    def run_inline(self, handler: AccessHandler, *, max_insns: int | None = None) -> Exit:
+        """Run with `handler` answering accesses, until an exit that is not an access.
+
+        When the handler raises, the vCPU stops at the boundary after the instruction (a
+        write counts as made, a read answers all ones) and the exception propagates.
+        """
+
+    @abstractmethod
+    def stop_here(self, exit: Exit) -> None:
+        """Called by a handler, during `run_inline`: end the run with `exit` right after
+        the instruction whose access is being answered."""
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """From any thread or signal handler: end the current run, or the next one if none
+        is under way, with Cancelled, between two instructions."""
+
+    @abstractmethod
+    def registers(self) -> Registers:
+        """General registers, RIP and RFLAGS: cheaper than `state()`."""
+
+    @abstractmethod
+    def set_registers(self, registers: Registers) -> None: ...
+
+    @abstractmethod
+    def state(self) -> CpuState:
+        """Everything. Leaves the vCPU as it is."""
+
+    @abstractmethod
+    def set_state(self, state: CpuState) -> None:
+        """Replace everything. UsageError for a state that no x86 CPU can be in (it names
+        the field); NotSupported for one that this host cannot hold. Nothing is changed then."""
+
+    @abstractmethod
+    def read_msr(self, index: int) -> int:
+        """Raises NotSupported for an MSR that this backend does not have."""
+
+    @abstractmethod
+    def write_msr(self, index: int, value: int) -> None: ...
+
+    @property
+    @abstractmethod
+    def insns(self) -> int | None:
+        """Instructions retired so far (a REP iteration counts as one), None if not counted."""
+
+
+class Vm(ABC):
+    """Guest-physical memory and its vCPUs."""
+
+    @abstractmethod
+    def map_memory(self, region: Region) -> None:
+        """Make `region` (RAM or ROM) visible to the guest. Its host pages are shared: what
+        either side stores, the other sees. Only while no vCPU runs."""
+
+    @abstractmethod
+    def unmap_memory(self, region: Region) -> None:
+        """The addresses become MMIO."""
+
+    @abstractmethod
+    def memory_written(self, gpa: int, size: int) -> None:
+        """The host wrote guest memory: forget translated code there."""
+
+    @abstractmethod
+    def create_vcpu(self) -> Vcpu: ...
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free everything. May be called twice."""
+
+
+class Backend(ABC):
+    """An opened backend. Classes are found by `vmmsim.backends.open_backend`."""
+
+    name: str
+
+    @classmethod
+    @abstractmethod
+    def availability(cls) -> Availability:
+        """Whether it can be opened, without opening it. Never raises."""
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> Capabilities: ...
+
+    @property
+    @abstractmethod
+    def provenance(self) -> str:
+        """What really executes the guest, for results: `kvm/pvm`, `kvm/vmx`, `kvm/svm`,
+        `unicorn-2.1.4/native`, `unicorn-2.1.4/portable`."""
+
+    @abstractmethod
+    def create_vm(self, options: VmOptions | None = None) -> Vm: ...
+
+    @abstractmethod
+    def doctor(self) -> list[tuple[str, str]]:
+        """(what, finding) lines for `vmmsim doctor`."""

@@ -1,0 +1,1 @@
+"""Device models, one chip a file, named by the chip."""
