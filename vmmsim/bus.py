@@ -84,8 +84,8 @@ class Bus:
         self.on_unclaimed: Callable[[int, int, bool], None] | None = None
         self._mappings: list[Mapping] = []
         self._starts: list[int] = []
-        self._readers: dict[int, tuple[Callable[[int, int], int], int]] = {}
-        self._writers: dict[int, tuple[Callable[[int, int, int], None], int]] = {}
+        self.readers: dict[int, tuple[Callable[[int, int], int], int]] = {}
+        self.writers: dict[int, tuple[Callable[[int, int, int], None], int]] = {}
 
     @property
     def mappings(self) -> tuple[Mapping, ...]:
@@ -130,8 +130,8 @@ class Bus:
 
     def _rebuild(self) -> None:
         self._starts = [m.start for m in self._mappings]
-        self._readers.clear()
-        self._writers.clear()
+        self.readers.clear()
+        self.writers.clear()
 
     def find(self, address: int) -> Mapping | None:
         """The mapping that holds `address`."""
@@ -143,39 +143,42 @@ class Bus:
     def read(self, address: int, size: int) -> int:
         """The device's answer to a read of `size` (1-8) bytes."""
         try:
-            read, offset = self._readers[address << 4 | size]
+            read, offset = self.readers[address << 4 | size]
         except KeyError:
-            read, offset = self._plan_read(address, size)
+            read, offset = self.plan_read(address, size)
         return read(offset, size)
 
     def write(self, address: int, size: int, value: int) -> None:
         """Give a write of `size` (1-8) bytes to its device."""
         try:
-            write, offset = self._writers[address << 4 | size]
+            write, offset = self.writers[address << 4 | size]
         except KeyError:
-            write, offset = self._plan_write(address, size)
+            write, offset = self.plan_write(address, size)
         write(offset, size, value)
 
-    def _plan_read(self, address: int, size: int) -> tuple[Callable[[int, int], int], int]:
+    def plan_read(self, address: int, size: int) -> tuple[Callable[[int, int], int], int]:
+        """Who answers a read: (function, its first argument). Kept in `readers` under
+        `address << 4 | size`, which the dispatcher looks up by itself."""
         mapping = self.find(address)
         if mapping and address + size <= mapping.end and size in mapping.device.widths:
             plan = (mapping.device.read, address - mapping.start)
         else:
             plan = (self._read_cut, address)
-        if len(self._readers) >= _CACHE_LIMIT:
-            self._readers.clear()
-        self._readers[address << 4 | size] = plan
+        if len(self.readers) >= _CACHE_LIMIT:
+            self.readers.clear()
+        self.readers[address << 4 | size] = plan
         return plan
 
-    def _plan_write(self, address: int, size: int) -> tuple[Callable[[int, int, int], None], int]:
+    def plan_write(self, address: int, size: int) -> tuple[Callable[[int, int, int], None], int]:
+        """The same for a write, kept in `writers`."""
         mapping = self.find(address)
         if mapping and address + size <= mapping.end and size in mapping.device.widths:
             plan = (mapping.device.write, address - mapping.start)
         else:
             plan = (self._write_cut, address)
-        if len(self._writers) >= _CACHE_LIMIT:
-            self._writers.clear()
-        self._writers[address << 4 | size] = plan
+        if len(self.writers) >= _CACHE_LIMIT:
+            self.writers.clear()
+        self.writers[address << 4 | size] = plan
         return plan
 
     def _cut(self, address: int, size: int) -> Iterator[tuple[Mapping | None, int, int]]:

@@ -171,6 +171,10 @@ class Vcpu(ABC):
         """Replace everything. UsageError for a state that no x86 CPU can be in (it names
         the field); NotSupported for one that this host cannot hold. Nothing is changed then."""
 
+    def settle(self) -> None:
+        """Finish the instruction in flight, if its reads are answered."""
+        self.registers()
+
     @abstractmethod
     def read_msr(self, index: int) -> int:
         """Raises NotSupported for an MSR that this backend does not have."""

@@ -1,0 +1,123 @@
+"""The dispatcher: answers a guest's accesses from the buses, counts them, remembers the last.
+
+This is the hot path of `Machine.run`: the four functions of a dispatcher are called once
+for each access, by both backends. They are closures, so that everything they touch is a
+local of theirs.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .exits import ACCESS_EXITS, Access, MmioRead, MmioWrite, PortRead, PortWrite, ReadAccess
+
+if TYPE_CHECKING:
+    from .bus import Bus
+
+__all__ = ["HISTORY", "Dispatcher", "Observer"]
+
+#: How many accesses a post-mortem shows.
+HISTORY = 32
+
+#: Told of each access once it is done: (exit class, address, size, value).
+Observer = Callable[[type[Access], int, int, int], None]
+
+
+class Dispatcher:
+    """`port_read`, `port_write`, `mmio_read`, `mmio_write`: see `backends.base.AccessHandler`.
+
+    `history` holds the last accesses as (exit class, address, size, value). `failed` is
+    the access whose device raised, as (exit class, address, size), until it is cleared.
+    """
+
+    port_read: Callable[[int, int], int]
+    port_write: Callable[[int, int, int], None]
+    mmio_read: Callable[[int, int], int]
+    mmio_write: Callable[[int, int, int], None]
+
+    def __init__(self, ports: Bus, mmio: Bus, observers: list[Observer] | None = None) -> None:
+        self.history: deque[tuple[type[Access], int, int, int]] = deque(maxlen=HISTORY)
+        self.failed: tuple[type[Access], int, int] | None = None
+        self._observers = observers if observers is not None else []
+        self.port_read, self._port_reads = self._reader(PortRead, ports)
+        self.port_write, self._port_writes = self._writer(PortWrite, ports)
+        self.mmio_read, self._mmio_reads = self._reader(MmioRead, mmio)
+        self.mmio_write, self._mmio_writes = self._writer(MmioWrite, mmio)
+
+    def counts(self) -> dict[str, int]:
+        """Accesses so far by kind; kinds that did not happen are left out."""
+        numbers = (self._port_reads(), self._port_writes(), self._mmio_reads(), self._mmio_writes())
+        return {cls.kind: n for cls, n in zip(ACCESS_EXITS, numbers, strict=True) if n}
+
+    @property
+    def total(self) -> int:
+        """Accesses so far."""
+        return self._port_reads() + self._port_writes() + self._mmio_reads() + self._mmio_writes()
+
+    def answer(self, exit: Access) -> None:
+        """Answer an exit of `Vcpu.run` from the buses."""
+        port = exit.space == "port"
+        if isinstance(exit, ReadAccess):
+            read = self.port_read if port else self.mmio_read
+            exit.reply(read(exit.address, exit.size))
+        else:
+            write = self.port_write if port else self.mmio_write
+            write(exit.address, exit.size, exit.value)  # type: ignore[attr-defined]
+            exit.reply()  # type: ignore[attr-defined]
+
+    def _reader(
+        self, cls: type[Access], bus: Bus
+    ) -> tuple[Callable[[int, int], int], Callable[[], int]]:
+        count = 0
+        plans, plan = bus.readers, bus.plan_read
+        remember, observers = self.history.append, self._observers
+
+        def read(address: int, size: int) -> int:
+            nonlocal count
+            count += 1
+            try:
+                try:
+                    device_read, offset = plans[address << 4 | size]
+                except KeyError:
+                    device_read, offset = plan(address, size)
+                value = device_read(offset, size)
+                if value >> (size << 3):
+                    raise ValueError(f"{value:#x} does not answer a {size}-byte read")
+            except BaseException:
+                self.failed = (cls, address, size)
+                raise
+            remember((cls, address, size, value))
+            if observers:
+                for observer in observers:
+                    observer(cls, address, size, value)
+            return value
+
+        return read, lambda: count
+
+    def _writer(
+        self, cls: type[Access], bus: Bus
+    ) -> tuple[Callable[[int, int, int], None], Callable[[], int]]:
+        count = 0
+        plans, plan = bus.writers, bus.plan_write
+        remember, observers = self.history.append, self._observers
+
+        def write(address: int, size: int, value: int) -> None:
+            nonlocal count
+            count += 1
+            remember((cls, address, size, value))
+            try:
+                try:
+                    device_write, offset = plans[address << 4 | size]
+                except KeyError:
+                    device_write, offset = plan(address, size)
+                device_write(offset, size, value)
+            except BaseException:
+                self.failed = (cls, address, size)
+                raise
+            if observers:
+                for observer in observers:
+                    observer(cls, address, size, value)
+
+        return write, lambda: count

@@ -1,0 +1,485 @@
+"""Machine: memory, buses, vCPUs and devices, and the run loop over them.
+
+Knows no backend and no device by name: a backend is opened by `vmmsim.backends`, devices
+come from the table in `vmmsim.models`.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from . import models
+from .backends import open_backend
+from .backends.base import Backend, Vcpu, VmOptions
+from .budget import Budget
+from .bus import Bus, Device, Mapping
+from .config import MachineConfig
+from .dispatch import Dispatcher, Observer
+from .errors import DeviceError, GuestError, ImageError, UsageError, VmmsimError
+from .exits import Access, BudgetSpent, Cancelled, Exit, GuestExit
+from .memory import GuestMemory
+from .signals import DeferredSignals
+from .streams import BufferSink, QueueSource, TeeSink
+
+if TYPE_CHECKING:
+    from .cpu.state import CpuState
+    from .devices.base import CharSink, CharSource
+    from .expect import SerialConsole
+    from .guests import Guest
+    from .loaders import LoadedImage
+
+__all__ = ["CpuView", "Machine", "Until"]
+
+#: What ends a run early: exit classes, or a predicate over exits.
+Until = type[Exit] | tuple[type[Exit], ...] | Callable[[Exit], bool]
+
+#: Guest-physical addresses have 52 bits (SDM vol. 3, 4.1.4); the MMIO bus covers them all.
+_MMIO_LIMIT = 1 << 52
+
+
+class CpuView:
+    """A vCPU's registers as attributes: `machine.cpu.rax`, `machine.cpu.cr0 = 1`.
+
+    Each access reads or writes the CPU; take `state()` once for many registers.
+    """
+
+    __slots__ = ("_vcpu",)
+
+    def __init__(self, vcpu: Vcpu) -> None:
+        object.__setattr__(self, "_vcpu", vcpu)
+
+    def state(self) -> CpuState:
+        """A copy of every register."""
+        return self._vcpu.state()
+
+    def load(self, state: CpuState) -> None:
+        """Replace every register."""
+        self._vcpu.set_state(state)
+
+    def __getattr__(self, name: str) -> Any:
+        registers = self._vcpu.registers()
+        if name in registers.__struct_fields__:
+            return getattr(registers, name)
+        return getattr(self._vcpu.state(), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        registers = self._vcpu.registers()
+        if name in registers.__struct_fields__:
+            setattr(registers, name, value)
+            self._vcpu.set_registers(registers)
+            return
+        state = self._vcpu.state()
+        if name not in state.__struct_fields__:
+            raise UsageError(f"a vCPU has no register '{name}'", hint="see vmmsim.cpu.state.CpuState")
+        setattr(state, name, value)
+        self._vcpu.set_state(state)
+
+
+class Machine:
+    """A guest's machine. A context manager; `close()` frees the host's resources.
+
+    `backend` is a name (`auto`, `kvm`, `unicorn`) or an opened Backend. `source` and
+    `sink` are the two ends of the guest's characters; without them input comes from
+    `serial.send` and output is kept in `output`. Further keywords are fields of
+    MachineConfig. Raises UsageError, BackendUnavailable, HostError.
+    """
+
+    def __init__(
+        self,
+        config: MachineConfig | None = None,
+        *,
+        backend: str | Backend = "auto",
+        source: CharSource | None = None,
+        sink: CharSink | None = None,
+        **fields: Any,
+    ) -> None:
+        config = config or MachineConfig()
+        self.config = msgspec.structs.replace(config, **fields) if fields else config
+        if isinstance(backend, str):
+            self.backend, self.backend_choice = open_backend(backend)
+        else:
+            self.backend, self.backend_choice = backend, f"{backend.name} (given)"
+
+        self.memory = GuestMemory()
+        self.ports = Bus("port", 0x10000)
+        self.mmio = Bus("MMIO", _MMIO_LIMIT)
+        self.devices: dict[str, Device] = {}
+        #: All output of the guest so far, whatever sink it also went to.
+        self.output = BufferSink()
+        self._observers: list[Observer] = []
+        self.accesses = Dispatcher(self.ports, self.mmio, self._observers)
+        self.last_exit: Exit | None = None
+        self.seconds = 0.0
+        self._input = source if source is not None else QueueSource()
+        self._random = random.Random(self.config.seed)
+        self._on_output: Callable[[], None] | None = None
+        self._inline = False
+        self._running = False
+        self._stop: Exit | None = None
+        self._spent: Budget | None = None
+        self._serial: SerialConsole | None = None
+
+        sinks: list[CharSink] = [self.output, _Notify(self)]
+        self._wiring = models.Wiring(
+            source=self._input,
+            sink=TeeSink(*sinks, *([sink] if sink is not None else [])),
+            random=self._random,
+            on_exit=lambda code: self.request_stop(GuestExit(code)),
+            config=self.config,
+        )
+        self._build()
+        options = VmOptions(
+            watchdog_seconds=self.config.watchdog_seconds, count_insns=self.config.count_insns
+        )
+        self.vm = self.backend.create_vm(options)
+        try:
+            self.memory.attach(self.vm, self._settle)
+            self.vcpu = self.vm.create_vcpu()
+        except BaseException:
+            self.close()
+            raise
+        self.cpu = CpuView(self.vcpu)
+
+    # -- building
+
+    def _build(self) -> None:
+        at = 0
+        for start, length in [*models.holes(self.config), (self.config.memory, 0)]:
+            end = min(start, self.config.memory)
+            if at < end:
+                self.memory.add(at, end - at)
+            at = max(at, start + length)
+        for name in models.names(self.config):
+            spec = models.DEVICES[name]
+            attach = self.attach_port if spec.space == "port" else self.attach_mmio
+            attach(spec.start, spec.length, spec.make(self._wiring), name)
+
+    def attach_port(self, port: int, length: int, device: Device, name: str = "") -> Mapping:
+        """Put a device on `length` I/O ports from `port` on. See `Bus.attach`."""
+        mapping = self.ports.attach(port, length, device, name)
+        self.devices[mapping.name] = device
+        return mapping
+
+    def attach_mmio(self, gpa: int, length: int, device: Device, name: str = "") -> Mapping:
+        """Put a device on `length` bytes of guest-physical memory from `gpa` on, in a hole.
+
+        Raises UsageError where RAM or ROM is: the guest would reach that, not the device.
+        """
+        for region in self.memory.regions:
+            if gpa < region.end and region.gpa < gpa + length:
+                raise UsageError(
+                    f"{name or type(device).__name__} at {gpa:#x}..{gpa + length - 1:#x} overlaps {region!r}",
+                    hint="put the device into a hole, or take the region away first",
+                )
+        mapping = self.mmio.attach(gpa, length, device, name)
+        self.devices[mapping.name] = device
+        return mapping
+
+    def observe(self, observer: Observer) -> Callable[[], None]:
+        """Tell `observer` of each access once it is done. Returns what takes it away again."""
+        self._observers.append(observer)
+        return lambda: self._observers.remove(observer)
+
+    # -- loading
+
+    def load(self, image: LoadedImage) -> None:
+        """Put an image into memory and the vCPU into its mode at its entry.
+
+        Raises ImageError when it does not fit; nothing is written then."""
+        from .cpu.modes import setup
+
+        image.place(self.memory)
+        wanted = setup(image.mode, image.entry, self.memory.size)
+        for gpa, data in wanted.writes:
+            if not self.memory.contains(gpa, len(data)):
+                raise ImageError(
+                    f"mode {image.mode} keeps its tables at {gpa:#x}..{gpa + len(data) - 1:#x}, "
+                    "where this machine has no memory",
+                    hint="give the machine more memory with -m, or start in mode real",
+                )
+        for gpa, data in wanted.writes:
+            self.memory.write(gpa, data)
+        self.vcpu.set_state(wanted.state)
+
+    def load_guest(self, name: str) -> Guest:
+        """Load one of the built-in guests (`vmmsim guests`) by name, with its input."""
+        from .guests import load
+
+        guest = load(name)
+        missing = [d for d in guest.devices if d not in self.devices]
+        if missing:
+            raise UsageError(
+                f"guest '{name}' needs the device {', '.join(missing)}, which this machine lacks",
+                hint="make the machine with Machine.for_guest(name)",
+            )
+        self.load(guest.image)
+        return guest
+
+    @classmethod
+    def for_guest(cls, name: str, **arguments: Any) -> Machine:
+        """A machine as the built-in guest `name` needs it, with the guest loaded."""
+        from .guests import load
+
+        guest = load(name)
+        fields: dict[str, Any] = {"extra_devices": guest.devices, **arguments}
+        if guest.memory:
+            fields.setdefault("memory", guest.memory)
+        machine = cls(**fields)
+        try:
+            machine.load_guest(name)
+        except BaseException:
+            machine.close()
+            raise
+        return machine
+
+    # -- running
+
+    def run(
+        self, *, until: Until | None = None, budget: Budget | tuple[Budget, ...] | None = None
+    ) -> Exit:
+        """Run with the devices answering, until something ends it; returns that exit.
+
+        Halt, Shutdown, GuestExit and the like end every run; `until` ends it also at an
+        access: after the instruction that made it. `budget` limits the run, one or several
+        of `insns(n)`, `exits(n)`, `seconds(s)`; spent, the run ends with BudgetSpent.
+        Raises DeviceError when a device raised, KeyboardInterrupt for Ctrl-C, NotSupported
+        for a budget that this backend cannot count.
+        """
+        self._check_idle()
+        budgets = (budget,) if isinstance(budget, Budget) else tuple(budget or ())
+        limits = {b.unit: b for b in budgets}
+        observers = len(self._observers)
+        if until is not None:
+            self._observers.append(_until_observer(self, until))
+        if "exits" in limits:
+            self._observers.append(_budget_observer(self, limits["exits"]))
+        timer = None
+        self._spent = self._stop = None
+        if "seconds" in limits:
+            timer = threading.Timer(limits["seconds"].amount, self._out_of_time, (limits["seconds"],))
+            timer.daemon = True
+        max_insns = int(limits["insns"].amount) if "insns" in limits else None
+        began = time.perf_counter()
+        self._running = self._inline = True
+        try:
+            with DeferredSignals(self.cancel):
+                if timer is not None:
+                    timer.start()
+                try:
+                    exit = self.vcpu.run_inline(self.accesses, max_insns=max_insns)
+                finally:
+                    if timer is not None:
+                        timer.cancel()
+                    self._running = self._inline = False
+        except (KeyboardInterrupt, SystemExit):
+            self.last_exit = Cancelled()
+            raise
+        except VmmsimError:
+            raise
+        except Exception as error:
+            raise self._device_error(error) from error
+        finally:
+            self.seconds += time.perf_counter() - began
+            del self._observers[observers:]
+        if isinstance(exit, Cancelled) and self._spent is not None:
+            exit = BudgetSpent(self._spent.unit, self._spent.amount)
+        self.last_exit = exit
+        return exit
+
+    def exits(self) -> Iterator[Exit]:
+        """Every exit, one at a time: the KVM_RUN loop.
+
+        At a read, `exit.reply(value)` answers it; at a write, `exit.reply()` says that it is
+        dealt with. What the caller leaves unanswered is given to the devices when the loop
+        goes on. Ends after the first exit that is not an access.
+        """
+        while True:
+            exit = self.step_exit()
+            yield exit
+            if not isinstance(exit, Access):
+                return
+            if not exit.answered:
+                stop = self.answer(exit)
+                if stop is not None:
+                    self.last_exit = stop
+                    yield stop
+                    return
+
+    def step_exit(self) -> Exit:
+        """Run to the next exit, whatever it is, and return it unanswered."""
+        self._check_idle()
+        self._running = True
+        began = time.perf_counter()
+        try:
+            with DeferredSignals(self.cancel):
+                exit = self.vcpu.run()
+        finally:
+            self._running = False
+            self.seconds += time.perf_counter() - began
+        self.last_exit = exit
+        return exit
+
+    def answer(self, exit: Access) -> Exit | None:
+        """Let the devices answer an exit of `step_exit`. Returns the exit that a device asked
+        the machine to end with, if one did. Raises DeviceError when a device raised; a read
+        is then answered with all ones."""
+        self._stop = None
+        try:
+            self.accesses.answer(exit)
+        except VmmsimError:
+            raise
+        except Exception as error:
+            if exit.is_write:
+                exit.reply()  # type: ignore[attr-defined]
+            else:
+                exit.reply((1 << 8 * exit.size) - 1)  # type: ignore[attr-defined]
+            raise self._device_error(error) from error
+        return self._stop
+
+    def request_stop(self, exit: Exit) -> None:
+        """For devices: end the run with `exit` after the instruction being answered."""
+        self._stop = exit
+        if self._inline:
+            self.vcpu.stop_here(exit)
+
+    def cancel(self) -> None:
+        """From any thread: end the current run with Cancelled at an instruction boundary."""
+        self.vcpu.cancel()
+        interrupt = getattr(self._input, "interrupt", None)
+        if interrupt is not None:
+            interrupt()
+
+    def _out_of_time(self, budget: Budget) -> None:
+        self._spent = budget
+        self.cancel()
+
+    def _check_idle(self) -> None:
+        if self._running:
+            raise UsageError(
+                "the machine is running already", hint="one run at a time; cancel() ends the other"
+            )
+
+    def _settle(self) -> None:
+        if not self._running:
+            self.vcpu.settle()
+
+    def _device_error(self, error: Exception) -> Exception:
+        failed = self.accesses.failed
+        if failed is None:
+            return error
+        self.accesses.failed = None
+        cls, address, size = failed
+        bus = self.ports if cls.space == "port" else self.mmio
+        mapping = bus.find(address)
+        where = f"port {address:#06x}" if cls.space == "port" else f"gpa {address:#x}"
+        verb = "write" if cls.is_write else "read"
+        return DeviceError(
+            mapping.name if mapping else "none",
+            f"a {size}-byte {verb} at {where}",
+            self.vcpu.registers().rip,
+            error,
+        )
+
+    # -- talking to the guest
+
+    @property
+    def serial(self) -> SerialConsole:
+        """The guest's console, pexpect style: `serial.expect(b"login: ")`, `serial.send(b"root\\n")`."""
+        if self._serial is None:
+            from .expect import SerialConsole
+
+            if not isinstance(self._input, QueueSource):
+                raise UsageError(
+                    "this machine's input comes from elsewhere, so serial.send cannot be used",
+                    hint="make the machine without source=",
+                )
+            self._serial = SerialConsole(self._run_until, self.output, self._input)
+        return self._serial
+
+    def _run_until(self, reached: Callable[[], bool], timeout: float | None) -> None:
+        if reached():
+            return
+        self._on_output = lambda: self.request_stop(Cancelled()) if reached() else None
+        try:
+            exit = self.run(budget=Budget("seconds", timeout) if timeout is not None else None)
+        finally:
+            self._on_output = None
+        if not isinstance(exit, (Cancelled, BudgetSpent)) and not reached():
+            raise GuestError(f"the machine ended first: {exit.describe()}")
+
+    # -- the end
+
+    def counts(self) -> dict[str, int]:
+        """Exits so far by kind, with the one that ended the last run."""
+        counts = self.accesses.counts()
+        last = self.last_exit
+        if last is not None and not isinstance(last, (Access, BudgetSpent, Cancelled, GuestExit)):
+            counts[last.kind] = counts.get(last.kind, 0) + 1
+        return counts
+
+    def close(self) -> None:
+        """Free the host's resources. May be called twice."""
+        vm = getattr(self, "vm", None)
+        if vm is not None:
+            vm.close()
+        self.memory.close()
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Notify:
+    """A sink that tells the machine that the guest has printed something."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def put(self, data: bytes, /) -> None:
+        if self._machine._on_output is not None:
+            self._machine._on_output()
+
+
+def _until_observer(machine: Machine, until: Until) -> Observer:
+    def observe(cls: type[Access], address: int, size: int, value: int) -> None:
+        if isinstance(until, (type, tuple)):
+            hit = issubclass(cls, until)
+        else:
+            hit = until(_made(cls, address, size, value))
+        if hit:
+            machine.request_stop(_made(cls, address, size, value))
+
+    return observe
+
+
+def _made(cls: type[Access], address: int, size: int, value: int) -> Access:
+    if cls.is_write:
+        exit = cls(address, size, value)  # type: ignore[call-arg]
+        exit.reply()  # type: ignore[attr-defined]
+    else:
+        exit = cls(address, size)
+        exit.reply(value)  # type: ignore[attr-defined]
+    return exit
+
+
+def _budget_observer(machine: Machine, budget: Budget) -> Observer:
+    left = int(budget.amount)
+
+    def observe(cls: type[Access], address: int, size: int, value: int) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            machine.request_stop(BudgetSpent(budget.unit, budget.amount))
+
+    return observe
