@@ -7,12 +7,19 @@ Technical Reference; the debug ports are QEMU's (docs/specs, isa-debug-exit) and
 from __future__ import annotations
 
 __all__ = [
+    "BOOT_GDT",
+    "BOOT_PAGE_TABLES",
+    "BOOT_STACK",
+    "BOOT_TABLES",
+    "BOOT_TABLES_SIZE",
+    "BOOT_TSS",
     "CHAR_IN",
     "CHAR_OUT",
     "COM1_IRQ",
     "COM1_PORT",
     "DEBUG_CONSOLE_PORT",
     "DEBUG_EXIT_PORT",
+    "DEFAULT_LOAD",
     "DEFAULT_MEMORY",
     "MAX_MEMORY",
     "RANDOM_LETTER",
@@ -44,3 +51,16 @@ COM1_IRQ = 4
 DEBUG_EXIT_PORT = 0xF4
 #: Bochs' and QEMU's debug console: a byte written is printed, a read answers 0xE9.
 DEBUG_CONSOLE_PORT = 0xE9
+
+#: Where a flat image goes unless told otherwise: the PC's boot sector.
+DEFAULT_LOAD = 0x7C00
+#: The stack of the mode presets grows down from here, below the boot sector.
+BOOT_STACK = 0x7C00
+
+#: The tables of the mode presets (cpu/modes.py), below the EBDA and out of the way of images:
+#: GDT, page tables (4 GiB by 2 MiB pages), then the TSS with its I/O permission bitmap.
+BOOT_TABLES = 0x90000
+BOOT_GDT = BOOT_TABLES
+BOOT_PAGE_TABLES = BOOT_TABLES + 0x1000
+BOOT_TSS = BOOT_TABLES + 0x7000
+BOOT_TABLES_SIZE = 0xA000

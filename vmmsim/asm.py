@@ -1,0 +1,93 @@
+"""Assemble 16-, 32- and 64-bit x86 with keystone, as the guests of guests/ are written.
+
+The syntax is Intel's as keystone (LLVM) takes it, with two liberties that are taken away
+before keystone sees the text: a comment starts with `;` or `#`, and a quoted text may hold
+both. Sources of several modes switch by `.code16`, `.code32` and `.code64` on a line of
+their own; labels are seen across the blocks, since it is one assembly.
+
+Keystone 0.9.2 has habits to know: `.org` fails (use `.balign` or `.zero`), an immediate
+that is too wide is cut without a word, a label as an operand is the address (there is no
+`offset`), a far jump is `ljmp selector:label`, and CALL and RET in 16-bit code get a 32-bit
+operand size (in pairs, so it works).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .errors import ImageError, NotSupported, UsageError
+
+__all__ = ["assemble", "strip_comments"]
+
+
+def strip_comments(source: str) -> str:
+    """`source` without its comments; the lines stay, so that numbers agree."""
+    return "\n".join(_strip(line) for line in source.splitlines()) + "\n"
+
+
+def _strip(line: str) -> str:
+    quote = ""
+    skip = False
+    for at, char in enumerate(line):
+        if skip:
+            skip = False
+        elif quote:
+            if char == "\\":
+                skip = True
+            elif char == quote:
+                quote = ""
+        elif char in "\"'":
+            quote = char
+        elif char in ";#":
+            return line[:at].rstrip()
+    return line.rstrip()
+
+
+def assemble(source: str, bits: int, address: int = 0) -> bytes:
+    """The machine code of `source`, which starts in `bits`-bit mode (16, 32 or 64) and is to
+    lie at `address` (guest-linear, in bytes).
+
+    Raises NotSupported when keystone is not installed, UsageError for other `bits` or a
+    negative address, and ImageError for a source that does not assemble, naming the line.
+    """
+    try:
+        import keystone
+    except ImportError as error:
+        raise NotSupported(
+            "the assembler keystone-engine is not installed", hint="pip install vmmsim[asm]"
+        ) from error
+    modes = {16: keystone.KS_MODE_16, 32: keystone.KS_MODE_32, 64: keystone.KS_MODE_64}
+    if bits not in modes or address < 0:
+        raise UsageError(f"{bits}-bit code at {address:#x}", hint="bits are 16, 32 or 64")
+    text = strip_comments(source)
+    try:
+        code, _ = keystone.Ks(keystone.KS_ARCH_X86, modes[bits]).asm(text, address, as_bytes=True)
+    except keystone.KsError as error:
+        raise ImageError(
+            f"the source does not assemble: {_first_line(str(error))}{_culprit(keystone, text, bits)}",
+            hint="the syntax is Intel's as keystone takes it; see vmmsim/asm.py for its habits",
+        ) from error
+    return bytes(code) if code is not None else b""
+
+
+def _first_line(text: str) -> str:
+    return text.splitlines()[0] if text else "unknown error"
+
+
+def _culprit(keystone: Any, text: str, bits: int) -> str:
+    """` at line N: ...`, found by assembling line by line, since keystone names no line.
+
+    A symbol that is missing is no error of a line on its own.
+    """
+    modes = {".code16": keystone.KS_MODE_16, ".code32": keystone.KS_MODE_32, ".code64": keystone.KS_MODE_64}
+    assembler = keystone.Ks(keystone.KS_ARCH_X86, modes[f".code{bits}"])
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip() in modes:
+            assembler = keystone.Ks(keystone.KS_ARCH_X86, modes[line.strip()])
+            continue
+        try:
+            assembler.asm(line, 0)
+        except keystone.KsError as error:
+            if error.errno != keystone.KS_ERR_ASM_SYMBOL_MISSING:
+                return f" at line {number}: {line.strip()}"
+    return ""
