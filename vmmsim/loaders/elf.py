@@ -1,0 +1,122 @@
+"""ELF32 and ELF64 executables for x86, read by pyelftools.
+
+Each PT_LOAD program header is stored at its physical address, its memory size filled up
+with zeros (System V ABI, chapter 5, "Program Header"). The entry is the file's, in flat
+32-bit protected mode for an ELF32 and in long mode for an ELF64. Symbols are .symtab's.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+from typing import Any
+
+from ..errors import ImageError
+from .image import ImageSegment, LoadedImage
+
+__all__ = ["MAGIC", "load_elf"]
+
+MAGIC = b"\x7fELF"
+
+_HEADER_SIZE = {1: 52, 2: 64}
+_EM_386 = 3
+_EM_X86_64 = 62
+_MACHINES = {2: "SPARC", 4: "68000", 8: "MIPS", 20: "PowerPC", 21: "PowerPC64", 22: "S390", 40: "ARM"}
+_MACHINES |= {183: "AArch64", 243: "RISC-V"}
+#: Symbols that name a place in the guest: functions, objects, and labels with no type.
+_NAMED = ("STT_FUNC", "STT_OBJECT", "STT_NOTYPE")
+
+
+def load_elf(
+    data: bytes,
+    *,
+    name: str,
+    mode: str | None = None,
+    entry: int | None = None,
+    path: Path | None = None,
+) -> LoadedImage:
+    """The image of an ELF file's bytes. `mode` and `entry` replace what the file says.
+
+    Raises ImageError for a file that is truncated or damaged, is for another machine, or
+    has nothing to load.
+    """
+    from elftools.common.exceptions import ELFError
+
+    machine = _check_header(data, name)
+    try:
+        return _read(data, name, machine, mode, entry, path)
+    except (ELFError, struct.error, ValueError, KeyError, IndexError, OverflowError, AttributeError) as error:
+        # pyelftools meets damage in many ways; all of them mean the same to the caller.
+        raise ImageError(
+            f"{name} is a damaged ELF file: {error or type(error).__name__}", hint="build or copy it again"
+        ) from error
+
+
+def _check_header(data: bytes, name: str) -> int:
+    """The machine number, after what can be said before parsing."""
+    size = _HEADER_SIZE.get(data[4], 64) if len(data) > 4 else 64
+    if len(data) < size:
+        raise ImageError(
+            f"{name} is a truncated ELF file: {len(data)} bytes, and its header alone has {size}",
+            hint="build or copy it again",
+        )
+    if data[4] not in _HEADER_SIZE or data[5] not in (1, 2):
+        raise ImageError(
+            f"{name} is a damaged ELF file: class {data[4]}, byte order {data[5]}",
+            hint="build or copy it again",
+        )
+    machine = int.from_bytes(data[18:20], "little" if data[5] == 1 else "big")
+    if machine not in (_EM_386, _EM_X86_64) or data[5] != 1:
+        what = _MACHINES.get(machine, f"machine {machine}")
+        raise ImageError(f"{name} is an ELF file for {what}, not for x86", hint="build it for i386 or x86-64")
+    return machine
+
+
+def _read(
+    data: bytes, name: str, machine: int, mode: str | None, entry: int | None, path: Path | None
+) -> LoadedImage:
+    from elftools.elf.elffile import ELFFile
+
+    elf: Any = ELFFile(io.BytesIO(data))
+    segments = []
+    for number, header in enumerate(elf.iter_segments()):
+        if header["p_type"] != "PT_LOAD" or not header["p_memsz"]:
+            continue
+        label = f"segment {number}"
+        start, count, size = header["p_offset"], header["p_filesz"], header["p_memsz"]
+        if start + count > len(data):
+            raise ImageError(
+                f"{name} is a truncated ELF file: {label} ends at byte {start + count} of {len(data)}",
+                hint="build or copy it again",
+            )
+        if count > size:
+            raise ImageError(
+                f"{name}: {label} has {count} bytes in the file and {size} in memory",
+                hint="build or copy it again",
+            )
+        segments.append(ImageSegment(header["p_paddr"], data[start : start + count], size, label))
+    if not segments:
+        raise ImageError(
+            f"{name} is an ELF file with nothing to load",
+            hint="link it as an executable: an object file (.o) has no PT_LOAD segments",
+        )
+    return LoadedImage(
+        name=name,
+        segments=segments,
+        entry=elf.header["e_entry"] if entry is None else entry,
+        mode=mode or ("l64" if machine == _EM_X86_64 else "p32"),
+        symbols=_symbols(elf),
+        path=path,
+    )
+
+
+def _symbols(elf: Any) -> dict[str, int]:
+    table = elf.get_section_by_name(".symtab")
+    if table is None:
+        return {}
+    return {
+        symbol.name: symbol["st_value"]
+        for symbol in table.iter_symbols()
+        if symbol.name and symbol["st_info"]["type"] in _NAMED and symbol["st_shndx"] != "SHN_UNDEF"
+    }
