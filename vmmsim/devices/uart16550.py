@@ -19,7 +19,7 @@ from typing import ClassVar
 import msgspec
 
 from ..errors import UsageError
-from .base import CharSink, CharSource, Irq
+from .base import CharSink, CharSource, Irq, NoIrq
 
 __all__ = ["FIFO_SIZE", "Uart16550", "UartState"]
 
@@ -156,9 +156,9 @@ class Uart16550:
 
     `source` is asked for input whenever the guest looks (LSR, RBR, IIR) and there is room;
     a host that pushes uses `receive()`, and one whose guest sleeps until the interrupt
-    calls `poll()`. `irq` is a level: high while an enabled event is pending. On a PC it is
-    gated by the output OUT2, which the loopback mode forces off (8.7); `out2_gates_irq`
-    False leaves the chip's INTR pin bare.
+    calls `poll()`. `irq` is a level (None: not connected): high while an enabled event is
+    pending. On a PC it is gated by the output OUT2, which the loopback mode forces off
+    (8.7); `out2_gates_irq` False leaves the chip's INTR pin bare.
     """
 
     widths: frozenset[int] = frozenset({1})
@@ -169,7 +169,7 @@ class Uart16550:
         self,
         source: CharSource,
         sink: CharSink,
-        irq: Irq,
+        irq: Irq | None = None,
         *,
         out2_gates_irq: bool = True,
         state: UartState | None = None,
@@ -179,7 +179,7 @@ class Uart16550:
         _check(state)
         self._source = source
         self._sink = sink
-        self._irq = irq
+        self._irq = irq if irq is not None else NoIrq()
         self._gated = out2_gates_irq
         self._ier = state.ier
         self._fcr = state.fcr
@@ -196,7 +196,7 @@ class Uart16550:
         self._reveal()
         # A pending interrupt is raised again: the other end of the line may be new.
         self._level = self._wanted_level()
-        irq.set(self._level)
+        self._irq.set(self._level)
 
     @classmethod
     def from_state(
@@ -205,7 +205,7 @@ class Uart16550:
         *,
         source: CharSource,
         sink: CharSink,
-        irq: Irq,
+        irq: Irq | None = None,
         out2_gates_irq: bool = True,
     ) -> Uart16550:
         """Raises UsageError for a state that the chip cannot be in."""

@@ -1,0 +1,148 @@
+"""The person's terminal: Ctrl-a escapes, and a mode in which each key reaches the guest.
+
+The escapes are QEMU's and kvmtool's: Ctrl-a x stops vmmsim, Ctrl-a h shows help, Ctrl-a
+Ctrl-a sends one Ctrl-a to the guest.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+__all__ = ["BANNER", "CTRL_A", "HELP", "EscapeFilter", "RawTerminal"]
+
+CTRL_A = 0x01
+BANNER = "vmmsim: press Ctrl-a x to stop, Ctrl-a h for help"
+HELP = """\
+Ctrl-a x       stop the machine
+Ctrl-a Ctrl-a  send Ctrl-a to the guest
+Ctrl-a h       this help
+Ctrl-c         stop the machine, as Ctrl-a x"""
+
+_COMMANDS = {ord("x"): "quit", ord("X"): "quit", ord("h"): "help", ord("?"): "help"}
+
+
+class EscapeFilter:
+    """Takes the Ctrl-a escapes out of what is typed. No I/O; state is kept between feeds."""
+
+    def __init__(self) -> None:
+        self._escaped = False
+
+    def feed(self, data: bytes) -> tuple[bytes, list[str]]:
+        """(what the guest is to have, commands in order: `quit`, `help`).
+
+        Ctrl-a with any other key is dropped along with it, as QEMU does.
+        """
+        kept = bytearray()
+        commands: list[str] = []
+        for byte in data:
+            if self._escaped:
+                self._escaped = False
+                if byte == CTRL_A:
+                    kept.append(byte)
+                elif byte in _COMMANDS:
+                    commands.append(_COMMANDS[byte])
+            elif byte == CTRL_A:
+                self._escaped = True
+            else:
+                kept.append(byte)
+        return bytes(kept), commands
+
+
+class RawTerminal:
+    """While open, keys reach the guest at once and are not echoed (the guest echoes).
+
+    Signal keys stay on: Ctrl-c stops vmmsim, Ctrl-z suspends it. Nothing happens when
+    `fd` is not a terminal, when this process is in its background, or on Windows. The
+    settings are put back on leaving by any way that lets a process act: a normal end, an
+    exception, exit(), SIGTERM, SIGHUP and while suspended.
+    """
+
+    def __init__(self, fd: int | None = None) -> None:
+        """`fd` is standard input by default."""
+        self._fd = _stdin_fd() if fd is None else fd
+        self._saved: list[Any] | None = None
+        self._handlers: dict[int, Any] = {}
+
+    @property
+    def active(self) -> bool:
+        """Whether the terminal's settings are changed now."""
+        return self._saved is not None
+
+    def __enter__(self) -> RawTerminal:
+        if self._enter():
+            atexit.register(self._restore)
+            # A Python handler can only be set from the main thread. One that is there
+            # already ends the program in order, and so leaves this block.
+            if threading.current_thread() is threading.main_thread():
+                for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP):
+                    if signal.getsignal(number) is signal.SIG_DFL:
+                        self._handlers[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+        atexit.unregister(self._restore)
+        for number, handler in self._handlers.items():
+            if signal.getsignal(number) == self._on_signal:
+                signal.signal(number, handler)
+        self._handlers = {}
+
+    def _enter(self) -> bool:
+        if self._saved is not None or os.name != "posix":
+            return False
+        import termios
+
+        try:
+            # Changing the settings from the background would suspend the whole job.
+            if not os.isatty(self._fd) or os.tcgetpgrp(self._fd) != os.getpgrp():
+                return False
+            saved = termios.tcgetattr(self._fd)
+        except (OSError, termios.error):
+            return False
+        changed = [*saved[:6], [*saved[6]]]
+        changed[3] &= ~(termios.ICANON | termios.ECHO)
+        changed[6][termios.VMIN] = 1
+        changed[6][termios.VTIME] = 0
+        # Saved first: a signal between the two lines must find what to put back.
+        self._saved = saved
+        termios.tcsetattr(self._fd, termios.TCSANOW, changed)
+        return True
+
+    def _restore(self) -> None:
+        if self._saved is None:
+            return
+        import termios
+
+        saved, self._saved = self._saved, None
+        # Blocked, SIGTTOU lets a process that has come into the background do this too.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTOU])
+        try:
+            termios.tcsetattr(self._fd, termios.TCSANOW, saved)
+        except (OSError, termios.error):
+            pass  # The terminal is gone; there is nothing to put back.
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Put the settings back, then let the signal do what it does by default."""
+        self._restore()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        # Only a suspended process comes here, once it is continued.
+        signal.signal(number, self._on_signal)
+        self._enter()
+
+
+def _stdin_fd() -> int:
+    try:
+        return sys.__stdin__.fileno() if sys.__stdin__ is not None else -1
+    except (OSError, ValueError):
+        return -1
