@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 import msgspec
 
+from .msrs import STATE_MSRS
+
 __all__ = [
     "GPR_NAMES",
     "SEGMENT_NAMES",
@@ -177,7 +179,7 @@ class CpuState(Registers):
     dr: list[int] = msgspec.field(default_factory=lambda: [0, 0, 0, 0])
     dr6: int = 0xFFFF0FF0
     dr7: int = 0x400
-    msrs: dict[int, int] = msgspec.field(default_factory=dict)
+    msrs: dict[int, int] = msgspec.field(default_factory=lambda: dict(STATE_MSRS))
     fpu: FpuState = msgspec.field(default_factory=FpuState)
     events: Events = msgspec.field(default_factory=Events)
     halted: bool = False
