@@ -89,9 +89,15 @@ class SerialConsole:
 
     def expect_exact(self, data: bytes, timeout: float | None = 10.0) -> ExpectMatch:
         """As `expect`, for these very bytes."""
-        return self._expect(re.compile(re.escape(data)), repr(data), timeout)
+        return self._expect(re.compile(re.escape(data)), repr(data), timeout, overlap=len(data))
 
-    def _expect(self, pattern: re.Pattern[bytes], wanted: str, timeout: float | None) -> ExpectMatch:
+    def _expect(
+        self,
+        pattern: re.Pattern[bytes],
+        wanted: str,
+        timeout: float | None,
+        overlap: int | None = None,
+    ) -> ExpectMatch:
         found: re.Match[bytes] | None = None
         seen = -1
 
@@ -99,8 +105,13 @@ class SerialConsole:
             nonlocal found, seen
             # Asked after every access; a search is only worth it when there is more output.
             if found is None and len(self._output) != seen:
+                start = self._position
+                if overlap is not None and seen - overlap > start:
+                    # Plain bytes cannot begin further back than this in what was searched.
+                    start = seen - overlap
                 seen = len(self._output)
-                found = pattern.search(self._output.since(self._position))
+                if pattern.search(self._output.since(start)):
+                    found = pattern.search(self._output.since(self._position))
             return found is not None
 
         began = time.monotonic()
