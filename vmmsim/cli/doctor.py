@@ -1,0 +1,131 @@
+"""`vmmsim doctor`: what this host can run, what it cannot, and the one thing that mends it."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import click
+
+from .. import __version__
+from .common import json_option
+from .show import table
+
+__all__ = ["command", "examine"]
+
+_LIBRARIES = ("unicorn", "capstone", "msgspec", "click", "pyelftools", "rich", "keystone-engine")
+_NEEDED_FOR = {"keystone-engine": "vmmsim asm; pip install 'vmmsim[asm]'", "capstone": "disassembly"}
+
+
+def examine() -> dict[str, Any]:
+    """Everything that doctor says, as plain values."""
+    from ..backends import REGISTRY, availability
+
+    report: dict[str, Any] = {
+        "vmmsim": __version__,
+        "python": platform.python_version(),
+        "host": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "libraries": {name: _version(name) for name in _LIBRARIES},
+        "backends": {},
+    }
+    usable = []
+    for name in REGISTRY:
+        found = availability(name)
+        entry: dict[str, Any] = {"usable": found.usable, "reason": found.reason, "fix": found.fix}
+        if found.usable:
+            entry.update(_open(name))
+        if entry["usable"]:
+            usable.append(name)
+        report["backends"][name] = entry
+    report["auto"] = usable[0] if usable else None
+    return report
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _open(name: str) -> dict[str, Any]:
+    import msgspec
+
+    from ..backends import backend_class
+    from ..errors import VmmsimError
+
+    try:
+        backend = backend_class(name)()
+        return {
+            "provenance": backend.provenance,
+            "capabilities": msgspec.to_builtins(backend.capabilities),
+            "findings": [{"what": what, "finding": finding} for what, finding in backend.doctor()],
+        }
+    except VmmsimError as error:
+        # It looked usable and is not: busy, or refused by the kernel when it was tried.
+        return {"usable": False, "reason": error.message, "fix": error.hint}
+
+
+@click.command("doctor")
+@json_option
+def command(as_json: bool) -> int:
+    """Say which backends work here and why, what they can do, and what is missing.
+
+    Ends with 126 when no backend is usable.
+    """
+    report = examine()
+    if as_json:
+        import msgspec
+
+        click.echo(msgspec.json.encode(report))
+    else:
+        _show(report)
+    return 0 if report["auto"] else 126
+
+
+def _show(report: dict[str, Any]) -> None:
+    click.echo(f"vmmsim {report['vmmsim']}, Python {report['python']}, {report['host']}")
+    for name, number in report["libraries"].items():
+        need = _NEEDED_FOR.get(name)
+        note = f"missing (for {need})" if number is None and need else number or "missing"
+        click.echo(f"  {name:<16} {note}")
+    for name, entry in report["backends"].items():
+        click.echo()
+        click.echo(f"{name}: {'usable' if entry['usable'] else 'not usable'}: {entry['reason']}")
+        if not entry["usable"]:
+            if entry["fix"]:
+                click.echo(f"  to mend it: {entry['fix']}")
+            continue
+        click.echo(f"  {'runs as':<16} {entry['provenance']}")
+        for line in entry["findings"]:
+            click.echo(f"  {line['what']:<16} {line['finding']}")
+    click.echo()
+    usable = {name: entry for name, entry in report["backends"].items() if entry["usable"]}
+    if not usable:
+        click.echo("No backend is usable: mend one of the above.")
+        return
+    _show_capabilities(usable)
+    click.echo(f"\n--backend auto takes {report['auto']}.")
+
+
+def _show_capabilities(usable: dict[str, Any]) -> None:
+    from ..backends.base import CAPABILITY_TABLE
+
+    rows = [
+        (field, *(_word(entry["capabilities"][field]) for entry in usable.values()), unit)
+        for field, (unit, _) in CAPABILITY_TABLE.items()
+        if field != "refuses"
+    ]
+    table(("capability", *usable, "unit"), rows)
+    for name, entry in usable.items():
+        refuses = entry["capabilities"]["refuses"]
+        click.echo(
+            f"\n{name} refuses here: " + ("; ".join(refuses) if refuses else "nothing that was probed")
+        )
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)

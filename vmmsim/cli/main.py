@@ -1,0 +1,211 @@
+"""`vmmsim`: the verbs, and how errors and exit codes come out.
+
+Importing this loads click and nothing of a machine: `vmmsim --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from .. import __version__
+from ..errors import VmmsimError
+
+__all__ = ["VERBS", "cli", "main", "say"]
+
+#: verb -> (module in vmmsim.cli, one line of help). The module has a click command `command`.
+VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("demo", "What a VMM does, in six steps, on the CPUs that this host has."),
+    "run": ("run", "Run a guest."),
+    "exits": ("exits", "Show each exit that a guest makes, as a line."),
+    "guests": ("guests", "List the built-in guests."),
+    "devices": ("devices", "List the devices of a machine model."),
+    "doctor": ("doctor", "Say what this host can run, and what to mend."),
+    "asm": ("asm", "Assemble a source file to a flat binary."),
+}
+
+_USAGE = 125
+_CTRL_C = 130
+_PIPE = 141
+
+_EPILOG = """\
+\b
+Exit codes:
+  0-119  the guest's own code (0 also when it halts without one)
+  120    triple fault
+  121    an exit that nobody handles
+  124    the budget, or the time, is spent
+  125    usage or internal error
+  126    the backend is not available
+  127    no such guest or image
+  130    stopped by Ctrl-C; 141 the reader of stdout went away
+"""
+
+
+def say(text: str) -> None:
+    """A line on stderr, which carries everything that is not the guest's output or JSON."""
+    with contextlib.suppress(OSError, ValueError):
+        click.echo(f"vmmsim: {text}", err=True)
+
+
+class _Verbs(click.Group):
+    """A group whose commands are imported when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in VERBS:
+            return None
+        return import_module(f"vmmsim.cli.{VERBS[name][0]}").command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], VERBS, 1)
+            raise click.UsageError(
+                f"there is no verb '{args[0]}'" + (f"; did you mean '{near[0]}'?" if near else ""), ctx
+            )
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
+
+    def main(self, args: Sequence[str] | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
+        """Run, and end the process with the right code; what went wrong is a line on stderr."""
+        extra.update(standalone_mode=False, prog_name="vmmsim")
+        with _ending_signals():
+            code = _guarded(lambda: click.Group.main(self, args, **extra))
+        sys.exit(code)
+
+
+@click.group(
+    cls=_Verbs,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, "-V", "--version", prog_name="vmmsim", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Run x86 guests on real KVM or on Unicorn, and see what the CPU asks of a VMM.
+
+    The guest's output is on stdout, everything else on stderr. Start with `vmmsim demo`.
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """The console script. Ends the process."""
+    cli.main(argv)
+
+
+def _guarded(run: Callable[[], Any]) -> int:
+    """The exit code of `run`, with every error told in the words of its kind."""
+    try:
+        result = run()
+        _flush_stdout()
+        return result if isinstance(result, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else error.format_message(), err=True)
+        return _USAGE
+    except click.ClickException as error:
+        _usage_error(error)
+        return _USAGE
+    except (click.Abort, KeyboardInterrupt):
+        say("stopped by Ctrl-C")
+        return _CTRL_C
+    except BrokenPipeError:
+        _abandon_stdout()
+        return _PIPE
+    except VmmsimError as error:
+        if isinstance(error.__cause__, BrokenPipeError):
+            _abandon_stdout()
+            return _PIPE
+        if os.environ.get("VMMSIM_DEBUG"):
+            _traceback()
+        _error(error.message, error.hint)
+        return error.exit_code
+    except Exception as error:
+        _internal_error(error)
+        return _USAGE
+
+
+def _error(message: str, hint: str = "") -> None:
+    say(f"error: {message}")
+    if hint:
+        say(f"hint: {hint}")
+
+
+def _usage_error(error: click.ClickException) -> None:
+    message = error.format_message()
+    hint = ""
+    if isinstance(error, click.NoSuchOption):
+        message = f"there is no option {error.option_name}"
+        if error.possibilities:
+            hint = "did you mean " + " or ".join(sorted(error.possibilities)) + "?"
+    ctx = error.ctx if isinstance(error, click.UsageError) else None
+    if not hint and ctx is not None and "did you mean" not in message.lower():
+        hint = f"see: {ctx.command_path} --help"
+    _error(message[:1].lower() + message[1:].rstrip("."), hint)
+
+
+def _internal_error(error: Exception) -> None:
+    if os.environ.get("VMMSIM_DEBUG"):
+        _traceback()
+    place = ""
+    trace = error.__traceback__
+    while trace is not None:
+        place = f" at {os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    _error(
+        f"internal error: {type(error).__name__}{place}: {error}",
+        "this is a fault in vmmsim; VMMSIM_DEBUG=1 shows the traceback for a report",
+    )
+
+
+def _traceback() -> None:
+    import traceback
+
+    click.echo(traceback.format_exc(), err=True, nl=False)
+
+
+def _flush_stdout() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def _abandon_stdout() -> None:
+    """The reader of stdout is gone: the interpreter must not flush into the pipe at its end."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+@contextlib.contextmanager
+def _ending_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the process as an exception does, so that the terminal is restored."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    saved: list[tuple[int, Any]] = []
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            with contextlib.suppress(ValueError):  # not in the main thread
+                saved.append((number, signal.signal(number, end)))
+    try:
+        yield
+    finally:
+        for number, handler in saved:
+            signal.signal(number, handler)

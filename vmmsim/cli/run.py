@@ -1,0 +1,228 @@
+"""`vmmsim run`: run a guest to its end; its serial port is the terminal."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import DeviceError, UsageError, VmmsimError
+from ..exits import Cancelled, Exit
+from ..outcome import Outcome, outcome
+from .common import Choices, Target, budgets, choose_input, guest_options, json_option, open_machine, resolve
+from .main import say
+
+if TYPE_CHECKING:
+    from ..budget import Budget
+    from ..machine import Machine
+    from ..streams import Port
+
+__all__ = ["command"]
+
+
+@click.command("run")
+@guest_options
+@click.option(
+    "--serial",
+    default="stdio",
+    show_default=True,
+    metavar="stdio|none|file:PATH|pty",
+    help="Where the guest's characters go; input is stdin for stdio and file, the pty for pty.",
+)
+@click.option("--trace", metavar="FILE", help="Write each exit to FILE as JSON Lines.")
+@click.option("--count-insns", is_flag=True, help="Count instructions for --json (slower; not on KVM).")
+@json_option
+def command(serial: str, trace: str | None, count_insns: bool, as_json: bool, **options: Any) -> int:
+    """Run GUEST (a name of `vmmsim guests`) or an image FILE: an ELF, or a flat binary.
+
+    A built-in name is the built-in guest; write ./NAME for a file of that name. The guest's
+    characters are on stdout and come from stdin; on a terminal, Ctrl-a x stops it.
+
+    With --json stdout has one object instead, with the output in base64.
+    """  # fmt: skip
+    choices = Choices(**options, count_insns=count_insns)
+    limits = budgets(choices)
+    target = resolve(choices)
+    stop = _Stop()
+    with contextlib.ExitStack() as stack:
+        port = _open_port(choices, target, serial, as_json, stop)
+        stack.callback(port.close)
+        machine = stack.enter_context(open_machine(choices, target, source=port.source, sink=port.sink))
+        stop.machine = machine
+        if port.path is not None:
+            say(f"the guest's serial port is {port.path}")
+        finish = stack.enter_context(_tracing(machine, target, trace))
+        end: Exit | DeviceError | None = None
+        try:
+            with _terminal(serial, choices):
+                end = _run(machine, limits, stop)
+        finally:
+            # Also when stdout is gone or a signal ends it: the file says how far it came.
+            finish(end)
+        result = _judge(machine, end, stop)
+        if as_json:
+            _print_json(machine, target, end, result)
+        return result.code
+
+
+class _Stop:
+    """Ctrl-a x: remembered, and passed to the machine once there is one."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.machine: Machine | None = None
+
+    def __call__(self) -> None:
+        self.asked = True
+        if self.machine is not None:
+            self.machine.cancel()
+
+
+def _keys(stop: _Stop) -> Callable[[bytes], bytes]:
+    """What a person types, without the Ctrl-a escapes, which act at once."""
+    from ..terminal import HELP, EscapeFilter
+
+    escapes = EscapeFilter()
+
+    def keys(data: bytes) -> bytes:
+        kept, commands = escapes.feed(data)
+        for word in commands:
+            if word == "quit":
+                stop()
+            else:
+                click.echo("\n" + HELP, err=True)
+        return kept
+
+    return keys
+
+
+def _open_port(choices: Choices, target: Target, serial: str, as_json: bool, stop: _Stop) -> Port:
+    from ..streams import NullSink, open_port, open_stdin
+
+    keys = _keys(stop)
+    source: Any = choose_input(choices, target, keys)
+    if source is None and serial.startswith("file:"):
+        source = open_stdin(keys)
+    if as_json and serial == "stdio":
+        from ..streams import Port
+
+        return Port(source or open_stdin(keys), NullSink())
+    return open_port(serial, source=source, filter=keys)
+
+
+@contextlib.contextmanager
+def _terminal(serial: str, choices: Choices) -> Iterator[None]:
+    """The terminal, if the guest's input is typed there, gives each key at once."""
+    from ..terminal import BANNER, RawTerminal
+
+    typed = choices.stdin == "-" or (choices.stdin is None and (serial == "stdio" or serial[:5] == "file:"))
+    if not typed:
+        yield
+        return
+    with RawTerminal() as terminal:
+        if terminal.active and not choices.quiet:
+            click.echo(BANNER, err=True)
+        yield
+
+
+@contextlib.contextmanager
+def _tracing(
+    machine: Machine, target: Target, path: str | None
+) -> Iterator[Callable[[Exit | DeviceError | None], None]]:
+    """Trace to `path`; gives what writes the end record."""
+    if path is None:
+        yield lambda end: None
+        return
+    from ..trace import Header, TraceWriter
+
+    try:
+        file = open(path, "wb")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise UsageError(
+            f"the trace '{path}' cannot be written: {error.strerror}", hint="choose another file for --trace"
+        ) from error
+    with file:
+        header = Header(
+            guest=target.name, backend=machine.backend.name, provenance=machine.backend.provenance
+        )
+        writer = TraceWriter(file, header)
+        remove = machine.observe(writer)
+
+        def finish(end: Exit | DeviceError | None) -> None:
+            remove()
+            try:
+                writer.end(
+                    end if isinstance(end, Exit) else None,
+                    detail=_detail(end),
+                    rip=machine.vcpu.registers().rip,
+                )
+            except OSError as error:
+                say(f"warning: the trace '{path}' is not complete: {error.strerror}")
+
+        yield finish
+
+
+def _run(machine: Machine, limits: tuple[Budget, ...], stop: _Stop) -> Exit | DeviceError:
+    try:
+        return machine.run(budget=limits)
+    except KeyboardInterrupt:
+        return Cancelled()
+    except DeviceError as error:
+        return error
+
+
+def _detail(end: Exit | DeviceError | None) -> str:
+    if end is None:
+        return "the run was cut short"
+    return end.describe() if isinstance(end, Exit) else end.message
+
+
+def _judge(machine: Machine, end: Exit | DeviceError, stop: _Stop) -> Outcome:
+    """Say on stderr how it ended, where that was not as it should be."""
+    if isinstance(end, Exit):
+        result = outcome(end)
+    else:
+        result = Outcome(end.exit_code, abnormal=True)
+    if isinstance(end, Cancelled):
+        if stop.asked:
+            say("stopped by Ctrl-a x")
+            return result
+        # A guest is most often interrupted because it hangs: show where.
+        result = Outcome(result.code, abnormal=True, note="stopped by Ctrl-C")
+    if result.abnormal:
+        from ..postmortem import postmortem
+
+        click.echo(postmortem(machine, end), err=True)
+    if result.note:
+        say(result.note)
+    return result
+
+
+def _print_json(machine: Machine, target: Target, end: Exit | DeviceError, result: Outcome) -> None:
+    import msgspec
+
+    report = {
+        "guest": target.name,
+        "backend": machine.backend.name,
+        "provenance": machine.backend.provenance,
+        "reason": machine.backend_choice,
+        "exit": end.kind if isinstance(end, Exit) else "device_error",
+        "detail": _detail(end),
+        "exit_code": result.code,
+        "guest_code": getattr(end, "code", None) if isinstance(end, Exit) else None,
+        "rip": machine.vcpu.registers().rip,
+        "insns": machine.vcpu.insns,
+        "exits": machine.counts(),
+        "serial": base64.b64encode(machine.output.data).decode("ascii"),
+        "seconds": round(machine.seconds, 6),
+        "unclaimed": {
+            bus.name.lower(): {"reads": bus.unclaimed_reads, "writes": bus.unclaimed_writes}
+            for bus in (machine.ports, machine.mmio)
+        },
+    }
+    if sys.stdout is not None:
+        click.echo(msgspec.json.encode(report))

@@ -1,0 +1,149 @@
+"""Guest code as text: what stands at an address, and which instruction made an exit.
+
+An exit shows RIP as KVM does: at a read the instruction has not finished and RIP is at
+it; at a write RIP is already behind it. x86 cannot be decoded backwards, so for a write the
+instruction is found by decoding forward from a known boundary below: the entry, or where
+RIP has been seen before. Where that does not lead to RIP, there is no text, never a guess.
+
+Without capstone everything here answers None or nothing, and callers show bytes.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from typing import Any
+
+import msgspec
+
+from .cpu.paging import linear_to_gpa
+from .cpu.state import CpuState
+from .errors import UsageError
+from .exits import Access
+from .memory import PAGE_SIZE, GuestMemory
+
+__all__ = ["CodeReader", "ExitLocator", "Insn"]
+
+#: The longest instruction (SDM vol. 2, 2.3.11).
+_LONGEST = 15
+#: How far, in bytes, and from how many boundaries an instruction is looked for.
+_REACH = 2048
+_TRIES = 4
+
+_BITS = {"real": 16, "v86": 16, "p16": 16, "c16": 16, "p32": 32, "c32": 32, "l64": 64}
+#: Instructions that reach memory through registers that capstone does not show as an operand.
+_IMPLICIT = ("push", "pop", "call", "ret", "iret", "int", "enter", "leave", "lcall", "xlat")
+
+
+class Insn(msgspec.Struct, frozen=True):
+    """One instruction: `address` linear, `code` its bytes, `text` in Intel syntax."""
+
+    address: int
+    code: bytes
+    text: str
+    memory_operand: bool = False
+
+    @property
+    def end(self) -> int:
+        return self.address + len(self.code)
+
+    @property
+    def repeats(self) -> bool:
+        return self.text.startswith("rep")
+
+    def may_make(self, exit: Access) -> bool:
+        """Whether this is an instruction that can make an access of that kind."""
+        words = self.text.removeprefix("rep ").removeprefix("repne ").removeprefix("lock ").split()
+        name = words[0] if words else ""
+        if exit.space == "port":
+            return name.startswith("out" if exit.is_write else "in") and not name.startswith(("int", "inc"))
+        return self.memory_operand or name.startswith(_IMPLICIT)
+
+
+class CodeReader:
+    """Reads and decodes a machine's code by linear address, in the mode of a CpuState."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self._memory = memory
+        self._engines: dict[int, Any] = {}
+
+    def read(self, state: CpuState, linear: int, size: int) -> bytes:
+        """Up to `size` bytes at `linear`: fewer where the guest has no memory or no page."""
+        data = b""
+        while len(data) < size:
+            at = linear + len(data)
+            gpa = linear_to_gpa(state, at, self._memory.read)
+            if gpa is None:
+                break
+            room = min(size - len(data), PAGE_SIZE - gpa % PAGE_SIZE)
+            try:
+                data += self._memory.read(gpa, room)
+            except UsageError:
+                break
+        return data
+
+    def decode(self, state: CpuState, linear: int, *, size: int = _LONGEST, count: int = 1) -> list[Insn]:
+        """Up to `count` instructions from `linear` on, within `size` bytes."""
+        engine = self._engine(_BITS[state.mode])
+        if engine is None:
+            return []
+        found = []
+        for insn in engine.disasm(self.read(state, linear, size), linear, count):
+            text = f"{insn.mnemonic} {insn.op_str}".strip()
+            found.append(Insn(insn.address, bytes(insn.bytes), text, "[" in insn.op_str))
+        return found
+
+    def _engine(self, bits: int) -> Any:
+        if bits not in self._engines:
+            try:
+                import capstone
+            except ImportError:
+                self._engines[bits] = None
+            else:
+                modes = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}
+                self._engines[bits] = capstone.Cs(capstone.CS_ARCH_X86, modes[bits])
+        return self._engines[bits]
+
+
+class ExitLocator:
+    """Finds the instruction behind each exit of a run, as it learns where instructions begin."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self.code = CodeReader(memory)
+        self._known: list[int] = []
+
+    def learn(self, linear: int) -> None:
+        """An instruction begins at `linear`."""
+        at = bisect_left(self._known, linear)
+        if at == len(self._known) or self._known[at] != linear:
+            insort(self._known, linear)
+
+    def instruction(self, state: CpuState, exit: Access) -> Insn | None:
+        """The instruction that made `exit`; `state` is the vCPU's as the exit shows it."""
+        here = state.linear_rip
+        self.learn(here)
+        current = next(iter(self.code.decode(state, here)), None)
+        if not exit.is_write:
+            return current if current is not None and current.may_make(exit) else None
+        # In the middle of a REP, RIP stays at the instruction also for writes.
+        if current is not None and current.repeats and state.rcx and current.may_make(exit):
+            return current
+        before = self._before(state, here)
+        return before if before is not None and before.may_make(exit) else None
+
+    def halted(self, state: CpuState) -> Insn | None:
+        """The HLT behind which RIP stands."""
+        self.learn(state.linear_rip)
+        code = self.code.read(state, state.linear_rip - 1, 1)
+        return Insn(state.linear_rip - 1, code, "hlt") if code == b"\xf4" else None
+
+    def _before(self, state: CpuState, end: int) -> Insn | None:
+        """The instruction that ends at `end`."""
+        at = bisect_left(self._known, end)
+        for start in reversed(self._known[max(0, at - _TRIES) : at]):
+            if end - start > _REACH:
+                break
+            for insn in self.code.decode(state, start, size=end - start, count=0):
+                if insn.end == end:
+                    self.learn(insn.address)
+                    return insn
+        return None
