@@ -77,16 +77,23 @@ def _first_line(text: str) -> str:
 def _culprit(keystone: Any, text: str, bits: int) -> str:
     """` at line N: ...`, found by assembling line by line, since keystone names no line.
 
-    A symbol that is missing is no error of a line on its own.
+    Each line is tried behind the constants and macros before it. A symbol that is missing
+    is no error of a line on its own.
     """
     modes = {".code16": keystone.KS_MODE_16, ".code32": keystone.KS_MODE_32, ".code64": keystone.KS_MODE_64}
-    assembler = keystone.Ks(keystone.KS_ARCH_X86, modes[f".code{bits}"])
+    mode = modes[f".code{bits}"]
+    prelude = ""
+    inside = False
     for number, line in enumerate(text.splitlines(), 1):
-        if line.strip() in modes:
-            assembler = keystone.Ks(keystone.KS_ARCH_X86, modes[line.strip()])
+        word = line.split(maxsplit=1)[0] if line.split() else ""
+        mode = modes.get(word, mode)
+        inside = inside or word in (".macro", ".rept")
+        if inside or " = " in line:
+            prelude += line + "\n"
+            inside = inside and word not in (".endm", ".endr")
             continue
         try:
-            assembler.asm(line, 0)
+            keystone.Ks(keystone.KS_ARCH_X86, mode).asm(prelude + line, 0)
         except keystone.KsError as error:
             if error.errno != keystone.KS_ERR_ASM_SYMBOL_MISSING:
                 return f" at line {number}: {line.strip()}"

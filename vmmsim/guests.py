@@ -63,11 +63,6 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     input: str = ""
     refused: dict[str, str] = {}
 
-    @property
-    def memory_size(self) -> int:
-        """`memory` in bytes."""
-        return parse_size(self.memory)
-
 
 class Guest(msgspec.Struct, frozen=True):
     """A guest: its manifest, its machine code, and its assembler source."""
@@ -76,6 +71,21 @@ class Guest(msgspec.Struct, frozen=True):
     manifest: Manifest
     code: bytes
     source: str
+
+    @property
+    def memory(self) -> int:
+        """The least RAM that it needs, in bytes."""
+        return parse_size(self.manifest.memory)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The names of the devices that it needs beside the bare machine's."""
+        return self.manifest.devices
+
+    @property
+    def input(self) -> bytes:
+        """What is typed to it in its test."""
+        return self.manifest.input.encode()
 
     @property
     def image(self) -> LoadedImage:

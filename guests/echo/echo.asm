@@ -6,6 +6,8 @@ CHAR_OUT = 0x1020
 
 next:
     mov al, [CHAR_IN]       ; an MMIO read: the VMM waits for a character
+    test al, al             ; 0 says that the wait was given up: ask again
+    jz next
     cmp al, 4               ; end of input
     je done
     mov [CHAR_OUT], al      ; an MMIO write

@@ -52,11 +52,11 @@ __all__ = [
     "Mode",
     "ModeSetup",
     "long64",
-    "mode_setup",
     "protected16",
     "protected32",
     "real",
     "reset",
+    "setup",
 ]
 
 # Selectors of the presets' GDT. The 64-bit and the user ones are Linux's numbers, because
@@ -285,13 +285,18 @@ MODES: dict[str, Mode] = {
 }
 
 
-def mode_setup(
-    mode: str, entry: int, *, stack: int = layout.BOOT_STACK, tables: int = layout.BOOT_TABLES
+def setup(
+    mode: str, entry: int, memory_size: int | None = None, *, tables: int = layout.BOOT_TABLES
 ) -> ModeSetup:
-    """The preset `mode` entered at the linear address `entry`. Raises UsageError for a mode
-    that does not exist, naming those that do."""
+    """The preset `mode` entered at the linear address `entry`.
+
+    In a machine of `memory_size` bytes the stack starts at the end of memory when that lies
+    below the usual place. Raises UsageError for a mode that does not exist, naming those
+    that do, and for an entry that the mode cannot reach.
+    """
     try:
         preset = MODES[mode]
     except KeyError:
         raise UsageError(f"there is no mode '{mode}'", hint=f"choose from {', '.join(MODES)}") from None
+    stack = layout.BOOT_STACK if memory_size is None else min(layout.BOOT_STACK, memory_size)
     return preset(entry, stack=stack, tables=tables)
