@@ -47,7 +47,7 @@ class Port:
 # Reset and plain registers.
 
 
-def test_reset_values_are_those_of_table_i() -> None:
+def test_reset_values_are_those_of_the_data_sheet() -> None:
     port = Port()
 
     found = [port.inb(offset) for offset in (IER, IIR, LCR, MCR, LSR, MSR)]
@@ -400,7 +400,7 @@ def test_out2_lets_the_interrupt_out_and_loopback_keeps_it_in() -> None:
     assert not port.irq
     port.outb(MCR, OUT2)
     assert port.irq
-    # In loopback the output pins are inactive, OUT2 among them (8.7).
+    # In loopback the output pins are inactive, OUT2 among them ("Modem Control Register").
     port.outb(MCR, OUT2 | LOOP)
     assert not port.irq
 
@@ -543,9 +543,9 @@ RECORDED = Path(__file__).parents[2] / "shared" / "vectors" / "devices" / "pc.js
 
 #: Where the data sheet says something else: (script, step) -> what the chip answers.
 DATA_SHEET = {
-    # QEMU starts with OUT2 on; table I has MCR all zero after reset.
+    # QEMU starts with OUT2 on; the reset configuration has MCR all zero.
     ("uart_reset", 3): 0x00,
-    # QEMU sets no delta bits in loopback. 8.7: the modem control interrupts stay
+    # QEMU sets no delta bits in loopback. The data sheet: the modem control interrupts stay
     # operational there, fed by MCR. All four inputs fall (DCTS, DDSR, TERI, DDCD) ...
     ("uart_loopback", 8): 0x0F,
     # ... CTS rises ...

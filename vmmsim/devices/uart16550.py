@@ -1,6 +1,6 @@
 """The serial port: a 16550A UART, as in the National Semiconductor PC16550D data sheet.
 
-Section numbers in comments are those of the data sheet (June 1995, section 8, "Registers").
+Names in quotes are sections of the data sheet (June 1995).
 What is deliberately unreal, because we are virtual:
 
 * The line is infinitely fast. A byte written to THR is out before the write returns, so
@@ -38,7 +38,7 @@ IER_LINE = 0x04  # overrun, parity, framing, break
 IER_MODEM = 0x08  # a modem line moved
 IER_MASK = 0x0F
 
-# IIR: what the handler is to do, most urgent first (8.6, table IV).
+# IIR: what the handler is to do, most urgent first.
 IIR_NONE = 0x01
 IIR_MODEM = 0x00
 IIR_THRE = 0x02
@@ -81,7 +81,7 @@ MSR_DELTAS = 0x0F
 
 
 class UartState(msgspec.Struct, frozen=True):
-    """Every bit of the UART, at power-on by default (table I of the data sheet, "UART Reset").
+    """Every bit of the UART, at power-on by default (the data sheet's "UART Reset Configuration").
 
     `lsr` holds only the error bits not read yet, `msr` only the delta bits; the rest of
     both follows. `lines` are the modem inputs as in MSR bits 7:4: the power-on value is a
@@ -158,7 +158,7 @@ class Uart16550:
     a host that pushes uses `receive()`, and one whose guest sleeps until the interrupt
     calls `poll()`. `irq` is a level (None: not connected): high while an enabled event is
     pending. On a PC it is gated by the output OUT2, which the loopback mode forces off
-    (8.7); `out2_gates_irq` False leaves the chip's INTR pin bare.
+    ("Modem Control Register", bit 4); `out2_gates_irq` False leaves the chip's INTR pin bare.
     """
 
     widths: frozenset[int] = frozenset({1})
@@ -231,7 +231,7 @@ class Uart16550:
 
     @property
     def room(self) -> int:
-        """How many characters `receive()` would take now; 0 in loopback mode (8.7)."""
+        """How many characters `receive()` would take now; 0 in loopback mode."""
         if self._mcr & MCR_LOOP:
             return 0
         return (FIFO_SIZE if self._fcr & FCR_ENABLE else 1) - len(self._rx)
@@ -318,7 +318,7 @@ class Uart16550:
             self._update()
         elif offset == SCR:
             self._scr = value
-        # LSR and MSR are for reading; writing them is "not recommended" (8.4, 8.8).
+        # LSR and MSR are for reading; writing them is "not recommended".
 
     def _read_lsr(self) -> int:
         self._pull()
@@ -363,7 +363,7 @@ class Uart16550:
         self._update()
 
     def _write_fcr(self, value: int) -> None:
-        # Without the enable bit the other bits are not programmed (8.5); changing it in
+        # Without the enable bit the other bits are not programmed; changing it in
         # either direction empties the FIFOs.
         kept = value & FCR_KEPT if value & FCR_ENABLE else 0
         if (kept ^ self._fcr) & FCR_ENABLE or (value & FCR_ENABLE and value & FCR_CLEAR_RX):
@@ -407,7 +407,7 @@ class Uart16550:
         self._update()
 
     def _arrive(self, entry: int) -> None:
-        """A character comes off the line, room or not (8.4, LSR bit 1)."""
+        """A character comes off the line, room or not ("Line Status Register", bit 1)."""
         if self._fcr & FCR_ENABLE:
             if len(self._rx) >= FIFO_SIZE:
                 # The FIFO keeps what it has; the character dies in the shift register.
@@ -422,7 +422,7 @@ class Uart16550:
             self._reveal()
 
     def _reveal(self) -> None:
-        """A character's errors show in LSR once it is the next to be read (8.4)."""
+        """A character's errors show in LSR once it is the next to be read."""
         if self._rx and self._rx[0] >> 8:
             self._errors |= self._rx[0] >> 8
             self._rx[0] &= 0xFF
@@ -442,7 +442,7 @@ class Uart16550:
         )
 
     def _moved(self, before: int) -> None:
-        """Set the delta bits (8.8). RI counts only when it ends (TERI)."""
+        """Set the delta bits. RI counts only when it ends (TERI)."""
         after = self._inputs()
         changed = before ^ after
         self._deltas |= (changed & (MSR_CTS | MSR_DSR | MSR_DCD)) >> 4
@@ -450,7 +450,7 @@ class Uart16550:
             self._deltas |= MSR_TERI
 
     def _pending(self) -> int:
-        """The most urgent enabled event, as IIR bits 3:0 (8.6, table IV)."""
+        """The most urgent enabled event, as IIR bits 3:0 ("Interrupt Identification Register")."""
         ier = self._ier
         if ier & IER_LINE and self._errors:
             return IIR_LINE
