@@ -59,10 +59,8 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
         help="The guest's input; - is stdin, example the input that a built-in guest comes with. [-]",
     ),
     click.option("--timeout", metavar="TIME", help="Stop after this time: 10, 1.5s, 200ms, 2m."),
-    click.option("--max-insns", type=int, metavar="N", help="Stop after N instructions (not on KVM)."),
-    click.option("--max-exits", type=int, metavar="N", help="Stop after N accesses to devices."),
     click.option("--seed", type=int, metavar="N", help="Make the random devices repeat."),
-    click.option("--device", "extra_devices", multiple=True, metavar="NAME", help="Add a device. Repeatable."),
+    click.option("--device", "extra_devices", multiple=True, metavar="NAME", help="Add a device."),
     click.option("--isa-debug-exit", is_flag=True, help="QEMU's exit codes: value * 2 + 1 (mod 256)."),
     click.option("--quiet", "-q", is_flag=True, help="Do not say which backend was chosen."),
 )  # fmt: skip
@@ -99,7 +97,7 @@ class Target(msgspec.Struct):
     """What to run: the image, and what a built-in guest's manifest adds (None for files)."""
 
     name: str
-    image: LoadedImage  # type: ignore[name-defined]
+    image: LoadedImage
     builtin: bool
     devices: tuple[str, ...] = ()
     memory: int = 0
@@ -169,9 +167,9 @@ def resolve(choices: Choices) -> Target:
             name,
             guest.image,
             True,
-            devices=guest.manifest.devices,
-            memory=guest.manifest.memory_size,
-            example=guest.manifest.input.encode(),
+            devices=guest.devices,
+            memory=guest.memory,
+            example=guest.input,
         )
     else:
         from ..loaders import load_file

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from .common import json_option
 from .show import table
+
+if TYPE_CHECKING:
+    from ..models import DeviceSpec
 
 __all__ = ["command"]
 
@@ -19,32 +24,29 @@ def command(model: str | None, as_json: bool) -> None:
     from ..config import MachineConfig
 
     chosen = models.names(MachineConfig(model=model)) if model is not None else list(models.DEVICES)
-    rows = []
-    for name in chosen:
-        spec = models.DEVICES[name]
-        rows.append(
-            {
-                "name": name,
-                "space": spec.space,
-                "start": spec.start,
-                "length": spec.length,
-                "irq": spec.irq,
-                "models": [m for m, devices in models.MODELS.items() if name in devices],
-                "about": spec.about,
-            }
-        )
+    specs = [models.DEVICES[name] for name in chosen]
+    having = {s.name: [m for m, devices in models.MODELS.items() if s.name in devices] for s in specs}
     if as_json:
         import msgspec
 
+        keys = ("name", "space", "start", "length", "irq", "about")
+        rows = [{k: getattr(s, k) for k in keys} | {"models": having[s.name]} for s in specs]
         click.echo(msgspec.json.encode(rows))
         return
-    lines = []
-    for row in rows:
-        digits = 4 if row["space"] == "port" else 8
-        first, last = row["start"], row["start"] + row["length"] - 1
-        where = f"{first:#0{2 + digits}x}" + (f"-{last:#0{2 + digits}x}" if last > first else "")
-        irq = "" if row["irq"] is None else str(row["irq"])
-        lines.append(
-            (row["name"], row["space"], where, irq, ", ".join(row["models"]) or "--device", row["about"])
-        )
-    table(("device", "bus", "addresses", "irq", "model", "what it does"), lines)
+    table(
+        ("device", "bus", "addresses", "irq", "model", "what it does"),
+        [
+            (s.name, s.space, _where(s), _irq(s), ", ".join(having[s.name]) or "--device", s.about)
+            for s in specs
+        ],
+    )
+
+
+def _where(spec: DeviceSpec) -> str:
+    digits = 6 if spec.space == "port" else 10
+    text = f"{spec.start:#0{digits}x}"
+    return text if spec.length == 1 else f"{text}-{spec.start + spec.length - 1:#0{digits}x}"
+
+
+def _irq(spec: DeviceSpec) -> str:
+    return "" if spec.irq is None else str(spec.irq)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import DeviceError, UsageError, VmmsimError
+from ..errors import DeviceError, UsageError
 from ..exits import Cancelled, Exit
 from ..outcome import Outcome, outcome
 from .common import Choices, Target, budgets, choose_input, guest_options, json_option, open_machine, resolve
@@ -33,6 +33,8 @@ __all__ = ["command"]
     metavar="stdio|none|file:PATH|pty",
     help="Where the guest's characters go; input is stdin for stdio and file, the pty for pty.",
 )
+@click.option("--max-insns", type=int, metavar="N", help="Stop after N instructions (not on KVM).")
+@click.option("--max-exits", type=int, metavar="N", help="Stop after N accesses to devices.")
 @click.option("--trace", metavar="FILE", help="Write each exit to FILE as JSON Lines.")
 @click.option("--count-insns", is_flag=True, help="Count instructions for --json (slower; not on KVM).")
 @json_option
@@ -183,10 +185,7 @@ def _detail(end: Exit | DeviceError | None) -> str:
 
 def _judge(machine: Machine, end: Exit | DeviceError, stop: _Stop) -> Outcome:
     """Say on stderr how it ended, where that was not as it should be."""
-    if isinstance(end, Exit):
-        result = outcome(end)
-    else:
-        result = Outcome(end.exit_code, abnormal=True)
+    result = outcome(end) if isinstance(end, Exit) else Outcome(end.exit_code, abnormal=True)
     if isinstance(end, Cancelled):
         if stop.asked:
             say("stopped by Ctrl-a x")
