@@ -162,6 +162,6 @@ def msrs_to(values: dict[int, int]) -> Structure:
     """A struct kvm_msrs with all of STATE_MSRS; one that `values` lacks has its reset value."""
     native = abi.msrs(len(STATE_MSRS))
     for at, (index, reset) in enumerate(STATE_MSRS.items()):
-        native.entries[at].index = index  # type: ignore[attr-defined]
-        native.entries[at].data = values.get(index, reset)  # type: ignore[attr-defined]
+        native.entries[at].index = index
+        native.entries[at].data = values.get(index, reset)
     return native

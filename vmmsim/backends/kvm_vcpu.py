@@ -1,0 +1,676 @@
+"""KvmVcpu: the vCPU's file descriptor, its shared page, and the KVM_RUN loop.
+
+The shared page (struct kvm_run) is read through memoryviews of 1, 2, 4 and 8 bytes: an
+index is the cheapest way from Python to a field, and the loop makes no object for an exit.
+The indices below are offsets of `kvm_abi.Run` divided by the view's width.
+
+An exit is *taken* once it is dealt with; the loop then writes `_TAKEN` over the page's
+exit reason. So an exit that a KeyboardInterrupt got in front of is still there for the
+next run, and none is lost or made twice.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import signal
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from ..cpu.cpuid import TABLE
+from ..cpu.msrs import STATE_MSRS
+from ..cpu.state import CpuState, Registers
+from ..cpu.validate import validate, validate_registers
+from ..errors import HostError, NotSupported, UsageError
+from ..exits import (
+    Access,
+    Cancelled,
+    Exit,
+    FetchUnmapped,
+    Halt,
+    MmioRead,
+    MmioWrite,
+    PortRead,
+    PortWrite,
+    ReadAccess,
+    Refused,
+    Shutdown,
+    Unsupported,
+)
+from . import kvm_abi as abi
+from . import kvm_kick, kvm_state
+from .base import AccessHandler, Vcpu
+
+if TYPE_CHECKING:
+    from .kvm import KvmVm
+
+__all__ = ["KvmVcpu"]
+
+_RUN = abi.RUN
+_IO, _MMIO = abi.EXIT_IO, abi.EXIT_MMIO
+#: No exit reason of KVM: the exit in the page has been dealt with.
+_TAKEN = 0xFFFF_FFFF
+#: What the page may say after a KVM_RUN that ended with EINTR.
+_NO_EXIT = frozenset({_TAKEN, abi.EXIT_INTR, abi.EXIT_UNKNOWN})
+
+_IMMEDIATE_EXIT = 1  # u8
+_REASON = 2  # u32
+_CR8 = 2  # u64
+_DIRECTION, _IO_SIZE, _PORT, _COUNT, _DATA = 32, 33, 17, 9, 5  # u8, u8, u16, u32, u64
+_GPA, _MMIO_DATA, _MMIO_SIZE, _MMIO_WRITES = 4, 5, 12, 52  # u64, u64, u32, u8
+_VALID_REGS = abi.Run.kvm_valid_regs.offset // 8
+_REGS_AT = abi.Run.s.offset
+_REGS_END = _REGS_AT + kvm_state.REGS.size
+_MASKS = tuple((1 << 8 * size) - 1 for size in range(9))
+
+#: An access that KVM has made, not yet shown to anybody: its exit class, address, size, and
+#: the value of a write or the place in the page where the answer to a read goes.
+_Item = tuple[type[Access], int, int, int]
+
+
+class KvmVcpu(Vcpu):
+    """One vCPU. Made by `KvmVm.create_vcpu`."""
+
+    def __init__(self, vm: KvmVm, fd: int, mmap_size: int, watchdog_seconds: float | None) -> None:
+        self._vm = vm
+        self._fd = fd
+        self._page = mmap.mmap(fd, mmap_size)
+        self._u8 = memoryview(self._page)
+        self._u16, self._u32, self._u64 = (self._u8.cast(code) for code in "HIQ")  # type: ignore[call-overload]
+        self._queue: deque[_Item] = deque()
+        self._last: tuple[ReadAccess, int] | None = None
+        self._batch = 0
+        self._settled = True
+        self._halted = False
+        self._stop: Exit | None = None
+        self._cancel = False
+        self._exits = 0
+        self._thread = 0
+        self._kick_lock = threading.RLock()
+        self._kick_signal = kvm_kick.install_kick_signal()
+        self._watchdog = watchdog_seconds
+        self._watched = False
+        self._still: tuple[bytes, float] = (b"", 0.0)
+        self.tick_seconds = min(kvm_kick.TICK_SECONDS, (watchdog_seconds or 1.0) / 4)
+        self._u32[_REASON] = _TAKEN
+        self._u64[_VALID_REGS] = abi.SYNC_X86_REGS
+        self._set_cpuid()
+        self._write_state(CpuState())
+
+    # -- the ioctls of a vCPU
+
+    def _ioctl(self, request: int, argument: Any, what: str) -> int:
+        if self._fd < 0:
+            raise UsageError("the vCPU is closed", hint="its VM was closed; make another")
+        try:
+            return fcntl.ioctl(self._fd, request, argument)
+        except OSError as error:
+            raise HostError(f"{what} failed: {os.strerror(error.errno or 0)}") from error
+
+    def _set_cpuid(self) -> None:
+        """KVM_SET_CPUID2. Before the first KVM_RUN only; without it CPUID answers zeros."""
+        table = abi.cpuid2(len(TABLE))
+        for entry, ((leaf, subleaf), values) in zip(table.entries, TABLE.items(), strict=True):
+            entry.function, entry.index = leaf, subleaf
+            entry.eax, entry.ebx, entry.ecx, entry.edx = values
+        self._ioctl(abi.SET_CPUID2, table, "KVM_SET_CPUID2")
+
+    def _get(self, request: int, layout: Any, what: str) -> Any:
+        self._ioctl(request, layout, what)
+        return layout
+
+    def sregs(self) -> abi.Sregs:
+        """KVM_GET_SREGS."""
+        return self._get(abi.GET_SREGS, abi.Sregs(), "KVM_GET_SREGS")
+
+    def translate(self, linear: int) -> int | None:
+        """KVM_TRANSLATE: the guest-physical address of `linear`, None where nothing is mapped."""
+        found = self._get(abi.TRANSLATE, abi.Translation(linear_address=linear), "KVM_TRANSLATE")
+        return found.physical_address if found.valid else None
+
+    # -- running
+
+    def run(self, *, max_insns: int | None = None) -> Exit:
+        self._prepare(max_insns)
+        if self._batch:
+            self._settle()
+        if self._queue:
+            return self._deliver(self._queue.popleft())
+        fd, u32, ioctl = self._fd, self._u32, fcntl.ioctl
+        self._enter()
+        try:
+            while True:
+                if u32[_REASON] == _TAKEN:
+                    try:
+                        ioctl(fd, _RUN, 0)
+                    except OSError as error:
+                        ended = self._interrupted(error)
+                        if ended is not None:
+                            return ended
+                        continue
+                    self._exits += 1
+                if not self._collect():
+                    return self._other()
+                if self._queue:
+                    return self._deliver(self._queue.popleft())
+        except BaseException:
+            if self._last is not None:  # the caller has not got the exit: show it again
+                exit, place = self._last
+                self._last = None
+                self._queue.appendleft((type(exit), exit.address, exit.size, place))
+            raise
+        finally:
+            self._leave()
+
+    def run_inline(self, handler: AccessHandler, *, max_insns: int | None = None) -> Exit:
+        self._prepare(max_insns)
+        if self._batch:
+            self._settle()
+        fd, ioctl, masks = self._fd, fcntl.ioctl, _MASKS
+        u8, u16, u32, u64 = self._u8, self._u16, self._u32, self._u64
+        port_read, port_write = handler.port_read, handler.port_write
+        mmio_read, mmio_write = handler.mmio_read, handler.mmio_write
+        self._stop = None
+        exits = self._exits
+        asking = False
+        self._enter()
+        try:
+            if self._queue:
+                asking = True
+                self._answer_queue(handler)
+                asking = False
+            while True:
+                if u32[_REASON] == _TAKEN:
+                    try:
+                        ioctl(fd, _RUN, 0)
+                    except OSError as error:
+                        ended = self._interrupted(error)
+                        if ended is not None:
+                            return ended
+                        continue
+                    self._exits = exits = exits + 1
+                reason = u32[_REASON]
+                if reason == _IO and u32[_COUNT] == 1:
+                    at = u64[_DATA]
+                    size = u8[_IO_SIZE]
+                    if u8[_DIRECTION]:
+                        value = u8[at] if size == 1 else u16[at >> 1] if size == 2 else u32[at >> 2]
+                        u32[_REASON] = _TAKEN
+                        asking = True
+                        port_write(u16[_PORT], size, value)
+                    else:
+                        asking = True
+                        if size == 1:
+                            u8[at] = port_read(u16[_PORT], 1)
+                        elif size == 2:
+                            u16[at >> 1] = port_read(u16[_PORT], 2)
+                        else:
+                            u32[at >> 2] = port_read(u16[_PORT], size)
+                        u32[_REASON] = _TAKEN
+                    asking = False
+                elif reason == _MMIO:
+                    size = u32[_MMIO_SIZE]
+                    if u8[_MMIO_WRITES]:
+                        value = u64[_MMIO_DATA] & masks[size]
+                        u32[_REASON] = _TAKEN
+                        asking = True
+                        mmio_write(u64[_GPA], size, value)
+                    else:
+                        asking = True
+                        u64[_MMIO_DATA] = mmio_read(u64[_GPA], size)
+                        u32[_REASON] = _TAKEN
+                    asking = False
+                elif self._collect():
+                    asking = True
+                    self._answer_queue(handler)
+                    asking = False
+                elif self._stop is not None:
+                    return self._stop
+                else:
+                    return self._other()
+        except BaseException:
+            if asking:
+                self._drain()
+            raise
+        finally:
+            self._leave()
+
+    def _prepare(self, max_insns: int | None) -> None:
+        if max_insns is not None:
+            raise NotSupported(
+                "KVM does not count instructions", hint="use a budget in exits or seconds, or backend unicorn"
+            )
+        if self._fd < 0:
+            raise UsageError("the vCPU is closed", hint="its VM was closed; make another")
+        if self._last is not None and not self._reply():
+            raise UsageError(
+                f"the exit '{self._last[0].describe()}' is not answered",
+                hint="call exit.reply(value) before the next run",
+            )
+        if self._u32[_REASON] in _NO_EXIT:
+            self._u32[_REASON] = _TAKEN
+
+    def _enter(self) -> None:
+        with self._kick_lock:
+            if self._thread:
+                raise UsageError("the vCPU is running", hint="a vCPU runs in one thread at a time")
+            self._thread = threading.get_ident()
+        self._settled = self._halted = False
+        if not self._watched:
+            self._watched = True
+            kvm_kick.watch(self)
+
+    def _leave(self) -> None:
+        self._stop = None
+        with self._kick_lock:
+            self._thread = 0
+        self._arm()
+
+    def _arm(self) -> None:
+        """Let KVM_RUN run again, unless a cancel is waiting. `cancel` sets its flag first."""
+        self._u8[_IMMEDIATE_EXIT] = 0
+        if self._cancel:
+            self._u8[_IMMEDIATE_EXIT] = 1
+
+    def _interrupted(self, error: OSError) -> Exit | None:
+        """KVM_RUN ended with an errno. The exit that ends the run, or None to go on."""
+        if error.errno not in (errno.EINTR, errno.EAGAIN):
+            raise HostError(
+                f"KVM_RUN failed: {os.strerror(error.errno or 0)}",
+                hint="see dmesg for what the kernel says",
+            ) from error
+        self._u32[_REASON] = _TAKEN
+        if self._stop is not None:
+            self._settled = True
+            return self._stop
+        if self._cancel:
+            self._cancel = False
+            self._settled = True
+            return Cancelled()
+        self._arm()
+        if self._watchdog is None:
+            return None
+        return self._look(self._watchdog)
+
+    def _look(self, limit: float) -> Exit | None:
+        """The watchdog: kicked without a reason. See whether the guest will ever come out."""
+        now = time.monotonic()
+        registers = bytes(self._u8[_REGS_AT:_REGS_END]) + self._exits.to_bytes(8, "little")
+        if registers != self._still[0]:
+            self._still = (registers, now)
+            return None
+        if now - self._still[1] < limit:
+            return None
+        state = CpuState()
+        kvm_state.sregs_from(self.sregs(), state)
+        state.rip = kvm_state.registers_from(self._u8, _REGS_AT).rip
+        code = self._code(state.linear_rip)
+        reason = kvm_kick.livelock(
+            code,
+            real_mode=state.mode == "real",
+            long_mode=state.mode == "l64",
+            hypercalls_patched=self._vm.hypercalls_patched,
+        )
+        if not reason:
+            return None
+        self._settled = True
+        return Refused(reason, code)
+
+    def _code(self, linear: int) -> bytes:
+        """Up to 15 bytes of guest memory from `linear` on, as far as there is any."""
+        code = b""
+        while len(code) < 15:
+            at = linear + len(code)
+            gpa = self.translate(at)
+            piece = b"" if gpa is None else self._vm.read_ram(gpa, min(15 - len(code), 4096 - at % 4096))
+            if not piece:
+                break
+            code += piece
+        return code
+
+    # -- exits
+
+    def _collect(self) -> bool:
+        """Take an access exit from the page into the queue. False: it is another exit, which
+        stays in the page."""
+        u8, u32, u64 = self._u8, self._u32, self._u64
+        reason = u32[_REASON]
+        if reason == _IO:
+            at, size, port, count = u64[_DATA], u8[_IO_SIZE], self._u16[_PORT], u32[_COUNT]
+            for place in range(at, at + size * count, size):
+                if u8[_DIRECTION]:
+                    value = int.from_bytes(u8[place : place + size], "little")
+                    self._queue.append((PortWrite, port, size, value))
+                else:
+                    self._queue.append((PortRead, port, size, place))
+            self._batch = size if count > 1 and not u8[_DIRECTION] else 0
+        elif reason == _MMIO:
+            gpa, size = u64[_GPA], u32[_MMIO_SIZE]
+            if not u8[_MMIO_WRITES]:
+                self._queue.append((MmioRead, gpa, size, 8 * _MMIO_DATA))
+            else:
+                # REP INS into MMIO: this KVM stores all that it read ahead at once.
+                piece = self._batch or size
+                for done in range(0, size, piece):
+                    step = min(piece, size - done)
+                    value = u64[_MMIO_DATA] >> 8 * done & _MASKS[step]
+                    self._queue.append((MmioWrite, gpa + done, step, value))
+        else:
+            return False
+        u32[_REASON] = _TAKEN
+        return True
+
+    def _deliver(self, item: _Item) -> Exit:
+        """An Exit of an access. A read keeps the vCPU where it is until it is answered."""
+        cls, address, size, value = item
+        if cls.is_write:
+            return cls(address, size, value)  # type: ignore[call-arg]
+        exit = cls(address, size)
+        assert isinstance(exit, ReadAccess)
+        self._last = (exit, value)
+        return exit
+
+    def _reply(self) -> bool:
+        """Put the answer to the last read into the page. False while there is none."""
+        if self._last is not None:
+            exit, place = self._last
+            if not exit.answered:
+                return False
+            self._u8[place : place + exit.size] = exit.value.to_bytes(exit.size, "little")
+            self._last = None
+        return True
+
+    def _answer_queue(self, handler: AccessHandler) -> None:
+        """Let `handler` answer what is queued, with the accesses that REP INS makes of it."""
+        while True:
+            while self._queue:
+                cls, address, size, value = self._queue[0]
+                port = cls.space == "port"
+                if cls.is_write:
+                    self._queue.popleft()
+                    (handler.port_write if port else handler.mmio_write)(address, size, value)
+                else:
+                    answer = (handler.port_read if port else handler.mmio_read)(address, size)
+                    self._u8[value : value + size] = answer.to_bytes(size, "little")
+                    self._queue.popleft()
+            if not self._batch:
+                return
+            self._finish()
+
+    def _drain(self) -> None:
+        """A handler raised: finish the instruction. Reads answer all ones, writes count as made."""
+        while True:
+            if self._u32[_REASON] not in _NO_EXIT and not self._collect():
+                return
+            for cls, _, size, place in self._queue:
+                if not cls.is_write:
+                    self._u8[place : place + size] = b"\xff" * size
+            self._queue.clear()
+            if self._settled:
+                return
+            self._finish()
+
+    def _settle(self) -> bool:
+        """Finish the instruction in flight. False when it waits for the answer to a read."""
+        if self._thread and self._thread != threading.get_ident():
+            raise UsageError("the vCPU is running", hint="stop it with cancel() before you look at it")
+        if not self._reply():
+            return False
+        if self._u32[_REASON] not in _NO_EXIT:
+            self._collect()
+        while not self._settled and all(item[0].is_write for item in self._queue):
+            self._finish()
+        return all(item[0].is_write for item in self._queue)
+
+    def _finish(self) -> None:
+        """KVM_RUN with immediate_exit: KVM completes the instruction and runs no further one.
+
+        It comes back with EINTR when the instruction is done, or with its next access, which
+        goes to the queue. Any other exit (the rest could not be emulated) stays in the page.
+        """
+        self._u8[_IMMEDIATE_EXIT] = 1
+        try:
+            fcntl.ioctl(self._fd, _RUN, 0)
+        except InterruptedError:
+            self._u32[_REASON] = _TAKEN
+            self._batch = 0
+            self._settled = True
+        except OSError as error:
+            raise HostError(f"KVM_RUN failed: {os.strerror(error.errno or 0)}") from error
+        else:
+            if not self._collect():
+                self._settled = True
+        finally:
+            if self._stop is None:
+                self._arm()
+
+    def _other(self) -> Exit:
+        """The exit in the page that is no access."""
+        reason = self._u32[_REASON]
+        self._u32[_REASON] = _TAKEN
+        self._settled = True
+        if reason == abi.EXIT_HLT:
+            self._halted = True
+            return Halt()
+        if reason == abi.EXIT_SHUTDOWN:
+            return Shutdown()
+        if reason == abi.EXIT_FAIL_ENTRY:
+            why = abi.Run.from_buffer_copy(self._page).fail_entry.hardware_entry_failure_reason
+            return Refused(f"the CPU does not enter this guest state (hardware reason {why:#x})")
+        if reason == abi.EXIT_INTERNAL_ERROR:
+            return self._internal_error()
+        return Unsupported(reason)
+
+    def _internal_error(self) -> Exit:
+        failure = abi.Run.from_buffer_copy(self._page).emulation_failure
+        if failure.suberror != abi.INTERNAL_ERROR_EMULATION:
+            return Refused(f"KVM gave up inside (KVM_EXIT_INTERNAL_ERROR, suberror {failure.suberror})")
+        state = CpuState()
+        kvm_state.sregs_from(self.sregs(), state)
+        state.rip = kvm_state.registers_from(self._u8, _REGS_AT).rip
+        linear = state.linear_rip
+        code = b""
+        if failure.ndata >= 3 and failure.flags & abi.INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES:
+            code = bytes(failure.insn_bytes[: failure.insn_size])
+        code = code or self._code(linear)
+        if not code:
+            return FetchUnmapped(linear)
+        return Refused(f"this host's KVM cannot emulate {_instruction(code, state)}", code)
+
+    # -- stopping
+
+    def stop_here(self, exit: Exit) -> None:
+        self._stop = exit
+        self._u8[_IMMEDIATE_EXIT] = 1
+
+    def cancel(self) -> None:
+        if self._fd < 0:
+            return
+        self._cancel = True
+        self._u8[_IMMEDIATE_EXIT] = 1
+        self.kick()
+
+    def kick(self) -> None:
+        """Interrupt KVM_RUN, if a thread is in it."""
+        with self._kick_lock:
+            if self._thread and self._thread != threading.get_ident():
+                signal.pthread_kill(self._thread, self._kick_signal)
+
+    def signs_of_life(self) -> tuple[bool, int]:
+        return bool(self._thread), self._exits
+
+    # -- state
+
+    def registers(self) -> Registers:
+        self._settle()
+        return kvm_state.registers_from(self._u8, _REGS_AT)
+
+    def set_registers(self, registers: Registers) -> None:
+        self._check_settled()
+        wide = bool(registers.rip >> 32) and self.state().mode == "l64"
+        validate_registers(registers, long_mode=wide)
+        before = bytes(self._u8[_REGS_AT:_REGS_END])
+        try:
+            self._write_registers(registers)
+        except HostError:
+            self._ioctl(abi.SET_REGS, before, "KVM_SET_REGS")
+            raise
+
+    def state(self) -> CpuState:
+        self._settle()
+        state = CpuState()
+        registers = kvm_state.registers_from(self._u8, _REGS_AT)
+        for name in registers.__struct_fields__:
+            setattr(state, name, getattr(registers, name))
+        kvm_state.sregs_from(self.sregs(), state)
+        image = bytearray(kvm_state.XSAVE_SIZE)
+        self._ioctl(abi.GET_XSAVE, image, "KVM_GET_XSAVE")
+        state.fpu = kvm_state.fpu_from(image, self._vm.avx_at)
+        xcrs = self._get(abi.GET_XCRS, abi.Xcrs(), "KVM_GET_XCRS")
+        state.xcr0 = next((x.value for x in xcrs.xcrs[: xcrs.nr_xcrs] if x.xcr == 0), 1)
+        state.events = kvm_state.events_from(
+            self._get(abi.GET_VCPU_EVENTS, abi.VcpuEvents(), "KVM_GET_VCPU_EVENTS")
+        )
+        debug = self._get(abi.GET_DEBUGREGS, abi.Debugregs(), "KVM_GET_DEBUGREGS")
+        state.dr, state.dr6, state.dr7 = list(debug.db), debug.dr6, debug.dr7
+        msrs = kvm_state.msrs_to({})
+        self._ioctl(abi.GET_MSRS, msrs, "KVM_GET_MSRS")
+        state.msrs = {entry.index: entry.data for entry in msrs.entries}
+        state.halted = self._halted
+        return state
+
+    def set_state(self, state: CpuState) -> None:
+        validate(state)
+        self._check_settled()
+        before = self.state()
+        try:
+            self._write_state(state)
+        except HostError:
+            self._write_state(before)
+            raise
+
+    def _check_settled(self) -> None:
+        if not self._settle():
+            raise UsageError(
+                "the vCPU waits for the answer to a read",
+                hint="call exit.reply(value) before registers are set",
+            )
+
+    def _write_registers(self, registers: Registers) -> None:
+        data = kvm_state.registers_to(registers)
+        self._ioctl(abi.SET_REGS, data, "KVM_SET_REGS")
+        if registers.rflags & 1 << 17:
+            held = self._get(abi.GET_REGS, abi.Regs(), "KVM_GET_REGS")
+            if not held.rflags & 1 << 17:
+                raise NotSupported(
+                    "this host's KVM has no virtual-8086 mode: it drops RFLAGS.VM",
+                    hint="use backend unicorn, or a host with VMX or SVM",
+                )
+        self._u8[_REGS_AT:_REGS_END] = data
+
+    def _write_state(self, state: CpuState) -> None:
+        """Set everything and see that KVM holds it. NotSupported leaves it half done."""
+        sregs = self.sregs()
+        kvm_state.sregs_to(state, sregs)
+        try:
+            self._ioctl(abi.SET_SREGS, sregs, "KVM_SET_SREGS")
+        except HostError as error:
+            raise NotSupported(
+                f"this host's KVM refuses the segments and control registers of mode {state.mode} "
+                f"(cr0 {state.cr0:#x}, cr4 {state.cr4:#x}, efer {state.efer:#x})",
+                hint="see: vmmsim doctor",
+            ) from error
+        # Without an in-kernel APIC, CR8 comes from the page at each KVM_RUN.
+        self._u64[_CR8] = state.cr8
+        self._check_control(state)
+        self._write_registers(state)
+        self._write_fpu(state)
+        debug = abi.Debugregs(dr6=state.dr6, dr7=state.dr7)
+        debug.db[:] = state.dr
+        self._ioctl(abi.SET_DEBUGREGS, debug, "KVM_SET_DEBUGREGS")
+        msrs = kvm_state.msrs_to(state.msrs)
+        done = self._ioctl(abi.SET_MSRS, msrs, "KVM_SET_MSRS")
+        if done != len(STATE_MSRS):
+            refused = msrs.entries[done]
+            raise NotSupported(
+                f"this host's KVM does not take {refused.data:#x} for MSR {refused.index:#x}",
+                hint="see: vmmsim doctor",
+            )
+        self._ioctl(abi.SET_VCPU_EVENTS, kvm_state.events_to(state.events), "KVM_SET_VCPU_EVENTS")
+        self._halted = state.halted
+
+    def _check_control(self, state: CpuState) -> None:
+        """kvm_pvm takes CR0.PG outside long mode without an error, and drops it."""
+        held = CpuState()
+        kvm_state.sregs_from(self.sregs(), held)
+        for name in ("cr0", "cr3", "cr4", "efer"):
+            mine, kvms = getattr(state, name), getattr(held, name)
+            if mine == kvms:
+                continue
+            if name == "cr0" and (mine ^ kvms) >> 31 & 1:
+                what = "has no paging outside long mode: it drops CR0.PG"
+            else:
+                what = f"does not hold {name} {mine:#x}: it makes it {kvms:#x}"
+            raise NotSupported(
+                f"this host's KVM {what}", hint="use backend unicorn, or a host with VMX or SVM"
+            )
+
+    def _write_fpu(self, state: CpuState) -> None:
+        avx_at = self._vm.avx_at
+        if (state.xcr0 & 4 or any(state.fpu.ymmh)) and not avx_at:
+            raise NotSupported("this host's KVM keeps no AVX state", hint="clear xcr0 bit 2 and fpu.ymmh")
+        xcrs = abi.Xcrs(nr_xcrs=1)
+        xcrs.xcrs[0].value = state.xcr0
+        try:
+            self._ioctl(abi.SET_XCRS, xcrs, "KVM_SET_XCRS")
+        except HostError as error:
+            raise NotSupported(
+                f"this host's KVM does not take {state.xcr0:#x} for XCR0", hint="give 1, 3 or 7"
+            ) from error
+        # SET_XSAVE, never SET_FPU: that loses XMM on a fresh vCPU and has no MXCSR.
+        image = kvm_state.fpu_to(state.fpu, avx_at if any(state.fpu.ymmh) else 0)
+        self._ioctl(abi.SET_XSAVE, image, "KVM_SET_XSAVE")
+
+    def read_msr(self, index: int) -> int:
+        self._settle()
+        msrs = abi.msrs(1)
+        msrs.entries[0].index = index
+        if self._ioctl(abi.GET_MSRS, msrs, "KVM_GET_MSRS") != 1:
+            raise NotSupported(f"this host's KVM has no MSR {index:#x}", hint="see vmmsim.cpu.msrs")
+        return msrs.entries[0].data
+
+    def write_msr(self, index: int, value: int) -> None:
+        self._check_settled()
+        msrs = abi.msrs(1)
+        msrs.entries[0].index, msrs.entries[0].data = index, value
+        if self._ioctl(abi.SET_MSRS, msrs, "KVM_SET_MSRS") != 1:
+            raise NotSupported(
+                f"this host's KVM does not take {value:#x} for MSR {index:#x}", hint="see vmmsim.cpu.msrs"
+            )
+
+    @property
+    def insns(self) -> int | None:
+        return None
+
+    def close(self) -> None:
+        """Close the vCPU and its page. Called by the VM."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            for view in (self._u16, self._u32, self._u64, self._u8):
+                view.release()
+            self._page.close()
+            os.close(fd)
+
+
+def _instruction(code: bytes, state: CpuState) -> str:
+    """The instruction in words, for a reason: `iretd in mode p32 at CPL 0`."""
+    import capstone
+
+    bits = {"l64": capstone.CS_MODE_64, "p32": capstone.CS_MODE_32, "c32": capstone.CS_MODE_32}
+    decoder = capstone.Cs(capstone.CS_ARCH_X86, bits.get(state.mode, capstone.CS_MODE_16))
+    text = next((f"{i.mnemonic} {i.op_str}".strip() for i in decoder.disasm(code, 0, 1)), "these bytes")
+    return f"'{text}' in mode {state.mode} at CPL {state.cpl}"
