@@ -156,6 +156,10 @@ class Vcpu(ABC):
         is under way, with Cancelled, between two instructions."""
 
     @abstractmethod
+    def uncancel(self) -> None:
+        """Forget a cancel that no run has taken note of yet."""
+
+    @abstractmethod
     def registers(self) -> Registers:
         """General registers, RIP and RFLAGS: cheaper than `state()`."""
 

@@ -1,0 +1,215 @@
+"""The Unicorn backend: x86 by emulation, on every host that Unicorn runs on.
+
+Guest memory is the host's, mapped by pointer. Everything that is not RAM or ROM is one
+MMIO region a hole, with no rights: Unicorn then calls the protection hook with the true
+address and size of each access before it cuts it up.
+
+There are two ways to drive the engine: `native` (x86-64 Linux: machine-code thunks and
+the CPU structure's own bytes, `unicorn_native`) and `portable` (the documented API only).
+VMMSIM_UNICORN=portable or =native forces one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import TYPE_CHECKING
+
+from ..errors import BackendUnavailable, NotSupported, UsageError
+from .base import Availability, Backend, Capabilities, Vcpu, Vm, VmOptions
+
+if TYPE_CHECKING:
+    from ..memory import Region
+    from .unicorn_vcpu import UnicornVcpu
+
+__all__ = ["UnicornBackend", "UnicornVm"]
+
+_TOP = 1 << 52
+#: Bytes of translated code an engine may keep. The default of 1 GiB costs time to reserve.
+_CODE_BUFFER = 16 << 20
+_ENGINES = ("native", "portable")
+
+
+def _choose() -> tuple[str, str]:
+    """(engine, why), by VMMSIM_UNICORN and by what this host allows."""
+    wanted = os.environ.get("VMMSIM_UNICORN", "")
+    if wanted and wanted not in _ENGINES:
+        raise UsageError(f"VMMSIM_UNICORN is '{wanted}'", hint="set it to native or portable, or not at all")
+    if wanted == "portable":
+        return "portable", "forced by VMMSIM_UNICORN"
+    from .unicorn_native import native_usable
+
+    usable, reason = native_usable()
+    if usable:
+        return "native", reason
+    if wanted == "native":
+        raise BackendUnavailable(
+            "unicorn", f"the native engine cannot be used: {reason}", hint="unset VMMSIM_UNICORN"
+        )
+    return "portable", reason
+
+
+class UnicornBackend(Backend):
+    """See the module. Opening it loads the unicorn package."""
+
+    name = "unicorn"
+
+    def __init__(self) -> None:
+        found = self.availability()
+        if not found.usable:
+            raise BackendUnavailable("unicorn", found.reason, hint=found.fix)
+        self.engine, self.engine_reason = _choose()
+
+    @classmethod
+    def availability(cls) -> Availability:
+        try:
+            import unicorn
+        except (ImportError, OSError) as error:
+            return Availability(
+                usable=False, reason=f"the unicorn package cannot be loaded: {error}", fix="pip install unicorn"
+            )
+        version = tuple(unicorn.uc_version()[:2])
+        if version < (2, 1) or version >= (3, 0):
+            return Availability(
+                usable=False,
+                reason=f"unicorn {unicorn.__version__} is not one that vmmsim knows",
+                fix="pip install 'unicorn>=2.1.4,<3'",
+            )
+        return Availability(usable=True, reason=f"unicorn {unicorn.__version__} is installed")
+
+    @property
+    def capabilities(self) -> Capabilities:
+        native = self.engine == "native"
+        return Capabilities(
+            insn_budget=True,
+            cancel_latency_ms=50.0,
+            max_vcpus=1,
+            gpa_bits=48,
+            segment_state="exact" if native else "tables",
+            delivers_exceptions=False,
+            segment_limits=False,
+            xcr0=3,
+            native_user_code=False,
+        )
+
+    @property
+    def provenance(self) -> str:
+        import unicorn
+
+        return f"unicorn-{unicorn.__version__}/{self.engine}"
+
+    def create_vm(self, options: VmOptions | None = None) -> UnicornVm:
+        return UnicornVm(self, options or VmOptions())
+
+    def doctor(self) -> list[tuple[str, str]]:
+        import unicorn
+
+        return [
+            ("version", unicorn.__version__),
+            ("engine", f"{self.engine}: {self.engine_reason}"),
+        ]
+
+
+class UnicornVm(Vm):
+    """Guest-physical memory as one engine sees it, and its vCPU."""
+
+    def __init__(self, backend: UnicornBackend, options: VmOptions) -> None:
+        from unicorn import UC_ARCH_X86, UC_MODE_64, UcError
+        from unicorn.unicorn_py3.unicorn import Uc
+
+        self.backend = backend
+        self.options = options
+        try:
+            self.uc = Uc(UC_ARCH_X86, UC_MODE_64)
+        except UcError as error:
+            raise NotSupported(f"Unicorn cannot make an engine: {error}", hint="is memory short?") from error
+        self.uc.ctl_set_tcg_buffer_size(_CODE_BUFFER)
+        self.uc.ctl_exits_enabled(True)
+        self._regions: list[Region] = []
+        self._vcpu: UnicornVcpu | None = None
+        self._holes: list[tuple[int, int]] = []
+
+    @property
+    def regions(self) -> list[Region]:
+        return self._regions
+
+    def create_vcpu(self) -> Vcpu:
+        if self._vcpu is not None:
+            raise UsageError("a Unicorn machine has one vCPU in this version", hint="ask for one vCPU")
+        if self.backend.engine == "native":
+            from .unicorn_native import NativeVcpu
+
+            self._vcpu = NativeVcpu(self, self.uc)
+        else:
+            from .unicorn_portable_vcpu import PortableVcpu
+
+            self._vcpu = PortableVcpu(self, self.uc)
+        self._map_holes()
+        return self._vcpu
+
+    def map_memory(self, region: Region) -> None:
+        from unicorn import UC_PROT_ALL, UC_PROT_EXEC, UC_PROT_READ, UcError
+
+        self._unmap_holes()
+        anchor = ctypes.c_char.from_buffer(region.buffer)
+        address = ctypes.addressof(anchor)
+        del anchor  # or the mapping could never be closed
+        rights = UC_PROT_READ | UC_PROT_EXEC if region.readonly else UC_PROT_ALL
+        try:
+            self.uc.mem_map_ptr(region.gpa, region.size, rights, address)
+        except UcError as error:
+            raise NotSupported(
+                f"Unicorn cannot map {region!r}: {error}", hint="use fewer or smaller regions"
+            ) from error
+        self._regions.append(region)
+        self._regions.sort(key=lambda r: r.gpa)
+        self._map_holes()
+
+    def unmap_memory(self, region: Region) -> None:
+        self._unmap_holes()
+        self.uc.mem_unmap(region.gpa, region.size)
+        self._regions.remove(region)
+        self._map_holes()
+
+    def _unmap_holes(self) -> None:
+        for start, size in self._holes:
+            self.uc.mem_unmap(start, size)
+        self._holes.clear()
+
+    def _map_holes(self) -> None:
+        """Cover all that is not memory. Without a vCPU there are no callbacks yet."""
+        if self._vcpu is None:
+            return
+        at = 0
+        for gpa, size in [*((r.gpa, r.size) for r in self._regions), (_TOP, 0)]:
+            if at < gpa:
+                self._vcpu.map_hole(at, gpa - at)
+                self._holes.append((at, gpa - at))
+            at = gpa + size
+
+    def read_physical(self, gpa: int, size: int) -> bytes:
+        """Guest memory as it is now; UsageError where there is none."""
+        region = self.region_at(gpa)
+        if region is None or gpa + size > region.end:
+            raise UsageError(f"there is no memory at {gpa:#x}", hint="read memory, not holes")
+        return region.buffer[gpa - region.gpa : gpa - region.gpa + size]
+
+    def region_at(self, gpa: int) -> Region | None:
+        for region in self._regions:
+            if region.gpa <= gpa < region.end:
+                return region
+        return None
+
+    def holds(self, gpa: int, size: int) -> bool:
+        region = self.region_at(gpa)
+        return region is not None and gpa + size <= region.end
+
+    def memory_written(self, gpa: int, size: int) -> None:
+        if self._vcpu is not None:
+            self._vcpu.host_wrote(gpa, size)
+
+    def close(self) -> None:
+        if self._vcpu is not None:
+            self._vcpu.close()
+            self._vcpu = None
+        self._regions.clear()

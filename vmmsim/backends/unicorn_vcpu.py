@@ -1,0 +1,280 @@
+"""What both of Unicorn's ways have in common: a vCPU's engine, its hooks, its faults.
+
+Unicorn reports accesses in its own pieces: MMIO as aligned pieces of at most 4 bytes, an
+unaligned store as single bytes, an INS with a store of 0 before it. `AccessCutter` makes
+of these the accesses that the guest made, by the rules of `vmmsim.exits`. How an access
+is answered, and how the vCPU stops exactly behind an instruction, is what differs: see
+`unicorn_native` (stop, and execute the instruction again) and `unicorn_portable_vcpu`
+(a hook before each instruction).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from unicorn import unicorn_const as uc_const
+from unicorn import x86_const
+from unicorn.unicorn_py3.unicorn import Uc, UcError, uclib
+
+from ..cpu.cpuid import cpuid
+from ..cpu.msrs import EFER, FS_BASE, GS_BASE, STATE_MSRS
+from ..cpu.paging import linear_to_gpa
+from ..cpu.state import CpuState, Registers
+from ..cpu.validate import validate
+from ..cpu.vectors import ERROR_CODE_VECTORS, vector_name
+from ..errors import NotSupported, UsageError
+from ..exits import Exit, FetchUnmapped, GuestException, Refused, Shutdown, Unsupported
+from .base import Vcpu
+
+if TYPE_CHECKING:
+    from .unicorn import UnicornVm
+
+__all__ = ["PAGE", "UnicornVcpu", "check", "quick"]
+
+PAGE = 4096
+
+#: The library without the release of the GIL around each call: for calls that only take
+#: nanoseconds. `uc_emu_start` goes through `uclib`, which releases it.
+quick = ctypes.PyDLL(uclib._name)
+quick.uc_emu_stop.argtypes = (ctypes.c_void_p,)
+quick.uc_reg_read.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
+
+# Callbacks are declared with the leading arguments that they use: the caller cleans up.
+_INTR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32)
+_INVALID = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p)
+_SYSCALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_CPUID = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
+
+#: Unicorn's own word for "delivered as an interrupt by software" is not a vector.
+_UD = 6
+_DF = 8
+_GP = 13
+
+
+def check(status: int, doing: str) -> None:
+    """NotSupported for a status that Unicorn gave for something that vmmsim relies on."""
+    if status:
+        raise NotSupported(
+            f"Unicorn cannot {doing}: {UcError(status)}", hint="this may be a bug of vmmsim: see vmmsim doctor"
+        )
+
+
+class UnicornVcpu(Vcpu):
+    """One Unicorn engine in 64-bit mode, which runs guests of every mode (see the facts)."""
+
+    codec: Any
+
+    def __init__(self, vm: UnicornVm, uc: Uc) -> None:
+        self.vm = vm
+        self._uc = uc
+        self._handle = uc._uch
+        self._address = ctypes.cast(self._handle, ctypes.c_void_p).value
+        self._keep: list[Any] = []
+        self._fault: int | None = None
+        self._refused: str | None = None
+        self._cancelled = False
+        self._halted = False
+        self._hook(uc_const.UC_HOOK_INTR, _INTR(self._on_interrupt))
+        self._hook(uc_const.UC_HOOK_INSN_INVALID, _INVALID(self._on_invalid))
+        self._hook(uc_const.UC_HOOK_INSN, _SYSCALL(self._on_syscall), x86_const.UC_X86_INS_SYSCALL)
+        self._hook(uc_const.UC_HOOK_INSN, _SYSCALL(self._on_syscall), x86_const.UC_X86_INS_SYSENTER)
+        self._hook(uc_const.UC_HOOK_INSN, _CPUID(self._on_cpuid), x86_const.UC_X86_INS_CPUID)
+
+    # -- hooks
+
+    def _hook(self, kind: int, callback: Any, insn: int | None = None, *, user: int = 0, bounds: Any = (1, 0)) -> Any:
+        """Install a raw callback (a ctypes function or an address); it is kept alive here."""
+        self._keep.append(callback)
+        handle = ctypes.c_size_t()
+        pointer = callback if isinstance(callback, int) else ctypes.cast(callback, ctypes.c_void_p)
+        extra = () if insn is None else (ctypes.c_int(insn),)
+        status = uclib.uc_hook_add(
+            self._handle, ctypes.byref(handle), kind, pointer, ctypes.c_void_p(user),
+            ctypes.c_uint64(bounds[0]), ctypes.c_uint64(bounds[1]), *extra,
+        )  # fmt: skip
+        check(status, "install a hook")
+        return handle
+
+    def _unhook(self, handle: Any) -> None:
+        check(uclib.uc_hook_del(self._handle, handle), "remove a hook")
+
+    @abstractmethod
+    def _leave(self) -> None:
+        """In a hook: leave the engine as soon as it can."""
+
+    def _on_interrupt(self, _uc: int, vector: int) -> None:
+        self._fault = vector
+        self._leave()
+
+    def _on_invalid(self, _uc: int) -> bool:
+        self._fault = _UD
+        return False
+
+    def _on_syscall(self, _uc: int) -> None:
+        self._refused = "SYSCALL and SYSENTER are not executed by this version on Unicorn"
+        self._leave()
+
+    def _on_cpuid(self, _uc: int) -> int:
+        read, write = self.codec.read, self.codec.write
+        leaf = read(x86_const.UC_X86_REG_RAX) & 0xFFFFFFFF
+        subleaf = read(x86_const.UC_X86_REG_RCX) & 0xFFFFFFFF
+        for register, value in zip(
+            (x86_const.UC_X86_REG_RAX, x86_const.UC_X86_REG_RBX, x86_const.UC_X86_REG_RCX, x86_const.UC_X86_REG_RDX),
+            cpuid(leaf, subleaf),
+            strict=True,
+        ):  # fmt: skip
+            write(register, value)
+        return 1  # Unicorn's own CPUID is skipped
+
+    # -- what the end of a run means
+
+    def _fault_exit(self) -> Exit:
+        """The exit for the exception that the engine stopped at: through which of the guest's
+        gates would it go? None left is a triple fault (SDM vol. 3, 6.15, interrupt 8)."""
+        vector = self._fault
+        self._fault = None
+        assert vector is not None
+        code = self.codec.error_code() if vector in ERROR_CODE_VECTORS else None
+        self.codec.clear_old_exception()
+        state = self._read_state()
+        if self._gate_usable(state, vector):
+            return GuestException(vector, code, self._code_at(state))
+        first = f"{vector_name(vector)} at rip {state.rip:#x}, and the IDT (base {state.idt.base:#x}, limit {state.idt.limit:#x}) has no gate for it"
+        if vector != _DF:
+            if vector != _GP and self._gate_usable(state, _GP):
+                return GuestException(_GP, vector * 8 + 2 if state.cr0 & 1 else None, self._code_at(state))
+            if self._gate_usable(state, _DF):
+                return GuestException(_DF, 0, self._code_at(state))
+        return Shutdown(first)
+
+    def _gate_usable(self, state: CpuState, vector: int) -> bool:
+        if not state.cr0 & 1:
+            return vector * 4 + 3 <= state.idt.limit
+        size = 16 if state.efer >> 10 & 1 else 8
+        if vector * size + size - 1 > state.idt.limit:
+            return False
+        gpa = linear_to_gpa(state, state.idt.base + vector * size, self.vm.read_physical)
+        if gpa is None or not self.vm.holds(gpa, size):
+            return False
+        access = self.vm.read_physical(gpa, size)[5]
+        kinds = (0xE, 0xF) if size == 16 else (0x5, 0x6, 0x7, 0xE, 0xF)
+        return bool(access & 0x80) and access & 0x1F in kinds
+
+    def _code_at(self, state: CpuState) -> bytes:
+        """Up to 15 bytes at RIP, as far as they are memory."""
+        code = b""
+        linear = state.linear_rip
+        while len(code) < 15:
+            at = linear + len(code)
+            gpa = linear_to_gpa(state, at, self.vm.read_physical)
+            count = min(15 - len(code), PAGE - at % PAGE)
+            if gpa is None or not self.vm.holds(gpa, count):
+                break
+            code += self.vm.read_physical(gpa, count)
+        return code
+
+    def _error_exit(self, status: int) -> Exit:
+        """The exit for a status of `uc_emu_start` other than OK."""
+        if self._fault is not None:
+            return self._fault_exit()
+        state = self._read_state()
+        if status in (uc_const.UC_ERR_FETCH_UNMAPPED, uc_const.UC_ERR_FETCH_PROT):
+            return FetchUnmapped(state.linear_rip)
+        if status in (uc_const.UC_ERR_READ_UNMAPPED, uc_const.UC_ERR_WRITE_UNMAPPED):
+            return Shutdown(f"a page table of CR3 {state.cr3:#x} lies where there is no memory")
+        return Unsupported(status)
+
+    def _refused_exit(self) -> Exit:
+        reason, self._refused = self._refused, None
+        registers = self.codec.read_registers()
+        registers.rip -= 2  # the hook is called when the instruction is done
+        self.codec.write_registers(registers)
+        return Refused(reason or "", self._code_at(self._read_state()))
+
+    # -- state
+
+    def _read_state(self) -> CpuState:
+        state = self.codec.read_state()
+        state.halted = self._halted
+        return state
+
+    @abstractmethod
+    def _quiesce(self) -> None:
+        """Finish the instruction in flight, unless a read of it waits for its answer."""
+
+    @abstractmethod
+    def _check_settable(self) -> None:
+        """UsageError while a read waits for its answer; else what is in flight is forgotten."""
+
+    def settle(self) -> None:
+        self._quiesce()
+
+    def registers(self) -> Registers:
+        self._quiesce()
+        return self.codec.read_registers()
+
+    def set_registers(self, registers: Registers) -> None:
+        self._quiesce()
+        self._check_settable()
+        self.codec.write_registers(registers)
+
+    def state(self) -> CpuState:
+        self._quiesce()
+        return self._read_state()
+
+    def set_state(self, state: CpuState) -> None:
+        validate(state)
+        if state.events.exception is not None or state.events.nmi_pending:
+            raise NotSupported(
+                "this version of the Unicorn backend holds no pending exception or NMI",
+                hint="take the state at a boundary where nothing is pending",
+            )
+        if state.mode == "v86":
+            raise NotSupported("virtual-8086 mode cannot be set on Unicorn", hint="use mode real")
+        self._quiesce()
+        self._check_settable()
+        self.codec.write_state(state)
+        self._halted = state.halted
+
+    def read_msr(self, index: int) -> int:
+        self._quiesce()
+        self._check_msr(index)
+        return self.codec.read_msr(index)
+
+    def write_msr(self, index: int, value: int) -> None:
+        self._quiesce()
+        self._check_settable()
+        self._check_msr(index)
+        if not 0 <= value < 1 << 64:
+            raise UsageError(f"MSR {index:#x} cannot be {value:#x}", hint="an MSR has 64 bits")
+        self.codec.write_msr(index, value)
+
+    @staticmethod
+    def _check_msr(index: int) -> None:
+        if index not in STATE_MSRS and index not in (EFER, FS_BASE, GS_BASE):
+            raise NotSupported(
+                f"the Unicorn backend has no MSR {index:#x}", hint="see vmmsim.cpu.msrs for those that it has"
+            )
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        self._kick()
+
+    def uncancel(self) -> None:
+        self._cancelled = False
+
+    @abstractmethod
+    def _kick(self) -> None: ...
+
+    def host_wrote(self, gpa: int, size: int) -> None:
+        """The host changed guest memory: forget all translations, which may be of it."""
+        check(uclib.uc_ctl(self._handle, uc_const.UC_CTL_IO_WRITE << 30 | uc_const.UC_CTL_TB_FLUSH), "flush")
+
+    def close(self) -> None:
+        """Free the engine now, without waiting for the garbage collector."""
+        if self._handle is not None:
+            self._uc._Uc__finalizer()  # the binding's own way, brought forward
+            self._handle = None
+            self._keep.clear()
