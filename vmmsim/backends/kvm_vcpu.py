@@ -494,6 +494,11 @@ class KvmVcpu(Vcpu):
         self._u8[_IMMEDIATE_EXIT] = 1
         self.kick()
 
+    def uncancel(self) -> None:
+        self._cancel = False
+        if self._fd >= 0:
+            self._arm()
+
     def kick(self) -> None:
         """Interrupt KVM_RUN, if a thread is in it."""
         with self._kick_lock:
