@@ -493,3 +493,21 @@ def test_a_pty_port_tells_where_to_attach() -> None:
 def test_serial_specs_that_do_not_exist_name_those_that_do(spec: str) -> None:
     with pytest.raises(UsageError, match="stdio, none, file:PATH or pty"):
         open_port(spec)
+
+
+def test_tee_sink_passes_interrupt_and_rearm_to_the_sinks_that_know_them() -> None:
+    class Waiting(BufferSink):
+        said: tuple[str, ...] = ()
+
+        def interrupt(self) -> None:
+            self.said += ("interrupt",)
+
+        def rearm(self) -> None:
+            self.said += ("rearm",)
+
+    waiting = Waiting()
+    tee = TeeSink(NullSink(), waiting)
+    tee.interrupt()
+    tee.rearm()
+
+    assert waiting.said == ("interrupt", "rearm")

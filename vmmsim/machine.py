@@ -253,6 +253,7 @@ class Machine:
         for a budget that this backend cannot count.
         """
         self._check_idle()
+        self._tell_ends("rearm")
         budgets = (budget,) if isinstance(budget, Budget) else tuple(budget or ())
         limits = {b.unit: b for b in budgets}
         observers = len(self._observers)
@@ -315,6 +316,7 @@ class Machine:
     def step_exit(self) -> Exit:
         """Run to the next exit, whatever it is, and return it unanswered."""
         self._check_idle()
+        self._tell_ends("rearm")
         self._running = True
         began = time.perf_counter()
         try:
@@ -352,9 +354,15 @@ class Machine:
     def cancel(self) -> None:
         """From any thread: end the current run with Cancelled at an instruction boundary."""
         self.vcpu.cancel()
-        interrupt = getattr(self._input, "interrupt", None)
-        if interrupt is not None:
-            interrupt()
+        self._tell_ends("interrupt")
+
+    def _tell_ends(self, what: str) -> None:
+        """`interrupt` what waits for a key or for a reader, or `rearm` it before a run: an
+        interrupt that came when nothing waited must not end the next wait."""
+        for end in (self._input, self._wiring.sink):
+            tell = getattr(end, what, None)
+            if tell is not None:
+                tell()
 
     def _out_of_time(self, budget: Budget) -> None:
         self._spent = budget

@@ -312,6 +312,13 @@ class TeeSink:
             if interrupt is not None:
                 interrupt()
 
+    def rearm(self) -> None:
+        """Forget an interrupt that ended nothing, in each of the sinks."""
+        for sink in self.sinks:
+            rearm = getattr(sink, "rearm", None)
+            if rearm is not None:
+                rearm()
+
 
 class FdSink:
     """An open file descriptor, unbuffered, called `name` in messages.
