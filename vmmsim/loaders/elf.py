@@ -46,7 +46,15 @@ def load_elf(
     machine = _check_header(data, name)
     try:
         return _read(data, name, machine, mode, entry, path)
-    except (ELFError, struct.error, ValueError, KeyError, IndexError, OverflowError, AttributeError) as error:
+    except (
+        ELFError,
+        struct.error,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
         # pyelftools meets damage in many ways; all of them mean the same to the caller.
         raise ImageError(
             f"{name} is a damaged ELF file: {error or type(error).__name__}", hint="build or copy it again"
