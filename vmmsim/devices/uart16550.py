@@ -374,17 +374,19 @@ class Uart16550:
         self._update()
 
     def _transmit(self, byte: int) -> None:
-        if self._mcr & MCR_LOOP:
+        loop = self._mcr & MCR_LOOP
+        if loop:
             self._arrive(byte)
+            self._update()
         if self._ier & IER_THRE:
             # Writing THR takes the request back and, since the byte is out at once, makes it
             # anew. The line must be seen to fall: a PC's interrupt controller waits for edges.
             self._thre_pending = False
             self._update()
             self._thre_pending = True
-        self._update()
+            self._update()
         # While a break is sent SOUT stays low: the character is clocked out, nobody sees it.
-        if not self._mcr & MCR_LOOP and not self._lcr & LCR_BREAK:
+        if not loop and not self._lcr & LCR_BREAK:
             self._sink.put(bytes((byte,)))
 
     # The receiver.

@@ -1,0 +1,225 @@
+"""Where the guest's input comes from. Sources keep to `devices.base.CharSource`.
+
+A source's `wait()` looks up every `SLICE` seconds whether `interrupt()` was called, so a
+guest that waits for a key can be stopped from another thread or a signal handler.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+
+from .host import SLICE, open_file, readable
+
+__all__ = ["BytesSource", "FdSource", "FileSource", "QueueSource", "Source", "ThreadSource", "open_stdin"]
+
+_CHUNK = 4096
+#: Chunks that a reader thread reads ahead, so that a huge input is not kept in memory.
+_READ_AHEAD = 16
+
+
+class Source:
+    """A source over `_fill`, which gets more bytes, waiting at most so many seconds."""
+
+    def __init__(self) -> None:
+        self._bytes: deque[int] = deque()
+        self._over = False
+        self._interrupted = False
+
+    def _fill(self, seconds: float) -> None:
+        raise NotImplementedError
+
+    def get(self) -> int | None:
+        """The next byte if one is there now, else None. Never waits."""
+        if not self._bytes and not self._over:
+            self._fill(0.0)
+        return self._bytes.popleft() if self._bytes else None
+
+    def wait(self) -> int | None:
+        """The next byte; None at the end of input, or soon after `interrupt()`."""
+        while (byte := self.get()) is None:
+            if self._over:
+                return None
+            if self._interrupted:
+                self._interrupted = False
+                return None
+            self._fill(SLICE)
+        return byte
+
+    def ready(self) -> bool:
+        """Whether `get` would return a byte."""
+        if not self._bytes and not self._over:
+            self._fill(0.0)
+        return bool(self._bytes)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the input is over and no byte is left."""
+        return not self.ready() and self._over
+
+    def interrupt(self) -> None:
+        """From any thread or a signal handler: the current `wait()`, or the next one that
+        finds no byte, returns None within 50 ms."""
+        self._interrupted = True
+
+    def rearm(self) -> None:
+        """Forget an interrupt that found no `wait()` to end. For the start of a run."""
+        self._interrupted = False
+
+    def close(self) -> None:
+        """Free what the source holds on the host; no input comes after it."""
+        self._over = True
+
+
+class BytesSource(Source):
+    """The bytes given, then the end of input."""
+
+    def __init__(self, data: bytes = b"") -> None:
+        super().__init__()
+        self._bytes.extend(data)
+        self._over = True
+
+
+class QueueSource(Source):
+    """Bytes that the program sends while the guest runs: what `serial.send` feeds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # SimpleQueue, since its put() may be called from a signal handler.
+        self._queue: SimpleQueue[bytes | None] = SimpleQueue()
+
+    def send(self, data: bytes) -> None:
+        """Add to the input. From any thread."""
+        self._queue.put(bytes(data))
+
+    def end(self) -> None:
+        """Say that no more comes. From any thread."""
+        self._queue.put(None)
+
+    def _fill(self, seconds: float) -> None:
+        # A guest that polls comes here for each look; an exception each would be slow.
+        if not seconds and self._queue.empty():
+            return
+        try:
+            data = self._queue.get(timeout=seconds) if seconds else self._queue.get_nowait()
+        except Empty:
+            return
+        if data is None:
+            self._over = True
+        else:
+            self._bytes.extend(data)
+
+
+class FdSource(Source):
+    """An open file descriptor: a file, a pipe, a terminal. POSIX, or a regular file.
+
+    A descriptor that is closed or hung up is an input that is over, not an error: a guest
+    that needs no input runs without one.
+    """
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._fd = fd
+        self._regular = True
+        try:
+            self._regular = stat.S_ISREG(os.fstat(fd).st_mode)
+        except OSError:
+            self._over = True
+
+    def _fill(self, seconds: float) -> None:
+        try:
+            if not self._regular and not readable(self._fd, seconds):
+                return
+            data = os.read(self._fd, _CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._bytes.extend(data)
+        else:
+            self._over = True
+
+
+class ThreadSource(QueueSource):
+    """A file descriptor that a daemon thread reads: what a terminal needs, and Windows.
+
+    `filter` sees each piece of input as soon as it is typed, in that thread, also while
+    the guest reads nothing, and returns what the guest is to have of it.
+    """
+
+    def __init__(self, fd: int, filter: Callable[[bytes], bytes] | None = None) -> None:
+        super().__init__()
+        self._fd = fd
+        self._filter = filter
+        self._closing = False
+        self._thread = threading.Thread(target=self._read, name="vmmsim-input", daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        while not self._closing:
+            if self._queue.qsize() > _READ_AHEAD and self._filter is None:
+                time.sleep(SLICE)
+                continue
+            try:
+                # Where it works, select keeps the thread from swallowing, after the
+                # machine is gone, what was typed for the shell.
+                if os.name == "posix" and not readable(self._fd, SLICE):
+                    continue
+                data = os.read(self._fd, _CHUNK)
+            except BlockingIOError:
+                continue
+            except OSError:
+                data = b""
+            if not data:
+                break
+            if self._filter is not None:
+                data = self._filter(data)
+            if data:
+                self.send(data)
+        self.end()
+
+    def close(self) -> None:
+        self._closing = True
+        if os.name == "posix" and threading.current_thread() is not self._thread:
+            self._thread.join()
+        super().close()
+
+
+class FileSource(FdSource):
+    """A file (or FIFO) by its path. Raises UsageError or HostError when it cannot be opened."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(open_file(path, os.O_RDONLY, "read"))
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            os.close(self._fd)
+        super().close()
+
+    _closed = False
+
+
+def open_stdin(filter: Callable[[bytes], bytes] | None = None) -> Source:
+    """Standard input; `filter` as for ThreadSource, used only where a person types."""
+    # Without a stdin at the start, descriptor 0 is the first file that somebody opened.
+    if sys.__stdin__ is None:
+        return BytesSource()
+    try:
+        fd = sys.__stdin__.fileno()
+        typed = os.isatty(fd)
+        regular = stat.S_ISREG(os.fstat(fd).st_mode)
+    except (OSError, ValueError):
+        return BytesSource()
+    if typed:
+        return ThreadSource(fd, filter)
+    if os.name == "posix" or regular:
+        return FdSource(fd)
+    return ThreadSource(fd)
