@@ -19,8 +19,8 @@ from unicorn.unicorn_py3.unicorn import Uc, UcError
 from ..cpu import msrs
 from ..cpu.state import CpuState, Events, FpuState, Registers, Segment, Table
 from ..errors import NotSupported
-from .unicorn_probe import ContextBytes, Layout, find_layout, prove, scratch_engine
-from .unicorn_registers import RegisterAccess
+from .unicorn_probe import ContextBytes, Layout, find_layout, prove
+from .unicorn_registers import RegisterAccess, scratch_engine
 
 __all__ = ["NOT_HELD", "ContextCodec", "context_usable"]
 
@@ -29,7 +29,7 @@ NOT_HELD = {
     "events.exception": "an exception is delivered by the backend, never pending in the engine",
     "events.error_code": "as events.exception",
     "events.nmi_pending": "the engine has no NMI input",
-    "events.mov_ss_shadow": "the engine has one shadow bit for STI and MOV SS; it reads as sti_shadow",
+    "events.mov_ss_shadow": "the engine has one bit for both shadows; with IF set it reads as sti_shadow",
     "halted": "a halted vCPU belongs to the VMM",
 }
 
@@ -107,12 +107,13 @@ class ContextCodec(RegisterAccess):
             _REGISTERS.unpack_from(data, at.registers)
         )
         hidden, hidden2 = struct.unpack_from("<II", data, at.flags + 40)
+        rflags = self.read(x86.UC_X86_REG_RFLAGS)
         s = _SEGMENTS.unpack_from(data, at.segments)
         cr = struct.unpack_from("<9Q", data, at.cr)
         debug = _DEBUG.unpack_from(data, at.debug)
         return CpuState(
             rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp,
-            r8, r9, r10, r11, r12, r13, r14, r15, rip, self.read(x86.UC_X86_REG_RFLAGS),
+            r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags,
             es=_segment(*s[0:4]), cs=_segment(*s[4:8]), ss=_segment(*s[8:12]), ds=_segment(*s[12:16]),
             fs=_segment(*s[16:20]), gs=_segment(*s[20:24]), ldt=_segment(*s[24:28]), tr=_segment(*s[28:32]),
             gdt=Table(s[33], s[34]), idt=Table(s[37], s[38]),
@@ -122,7 +123,7 @@ class ContextCodec(RegisterAccess):
             dr=list(debug[:4]), dr6=debug[6], dr7=debug[7],
             msrs={index: _msr(index, data, offset) for index, offset in at.msr.items()},
             fpu=self._fpu(data),
-            events=Events(sti_shadow=bool(hidden & _HIDDEN_INHIBIT), nmi_masked=bool(hidden2 & _HIDDEN_NMI)),
+            events=_events(rflags, hidden & _HIDDEN_INHIBIT, hidden2),
         )  # fmt: skip
 
     def write_state(self, state: CpuState) -> None:
@@ -259,6 +260,14 @@ def _segment(selector: int, base: int, limit: int, flags: int) -> Segment:
 def _raw(segment: Segment) -> tuple[int, int, int, int]:
     attr = segment.attr & (0xF07F if segment.unusable else 0xF0FF)
     return segment.selector, segment.base, segment.limit, attr << 8
+
+
+def _events(rflags: int, shadow: int, hidden2: int) -> Events:
+    # One bit stands for both shadows, but that of STI is there only with IF set.
+    sti = bool(shadow and rflags & 1 << 9)
+    return Events(
+        sti_shadow=sti, mov_ss_shadow=bool(shadow) and not sti, nmi_masked=bool(hidden2 & _HIDDEN_NMI)
+    )
 
 
 def _msr(index: int, data: memoryview, offset: int) -> int:

@@ -12,7 +12,7 @@ import ctypes
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from unicorn import UC_ARCH_X86, UC_ERR_EXCEPTION, UC_MODE_64
+from unicorn import UC_ERR_EXCEPTION
 from unicorn import x86_const as x86
 from unicorn.unicorn_py3.unicorn import Uc, UcError, uclib
 
@@ -23,7 +23,7 @@ from .unicorn_registers import RegisterAccess, check
 if TYPE_CHECKING:
     from .unicorn_context import ContextCodec
 
-__all__ = ["ContextBytes", "Layout", "find_layout", "prove", "scratch_engine"]
+__all__ = ["ContextBytes", "Layout", "find_layout", "prove"]
 
 _PAGE = 0x1000
 _GDT = _PAGE
@@ -90,13 +90,6 @@ class ContextBytes:
     def restore(self) -> None:
         """Make the edited bytes the engine's state."""
         check(uclib.uc_context_restore(self._engine, self._handle))
-
-
-def scratch_engine() -> Uc:
-    """An engine for a few instructions: a small translation buffer makes it cheap."""
-    uc = Uc(UC_ARCH_X86, UC_MODE_64)
-    uc.ctl_set_tcg_buffer_size(1 << 20)
-    return uc
 
 
 def find_layout(uc: Uc) -> Layout:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import ctypes
 import struct
 
-from unicorn import UC_CTL_IO_WRITE, UC_CTL_TLB_FLUSH
+from unicorn import UC_ARCH_X86, UC_CTL_IO_WRITE, UC_CTL_TLB_FLUSH, UC_MODE_64
 from unicorn import x86_const as x86
 from unicorn.unicorn_py3.unicorn import Uc, UcError, uclib
 
 from ..cpu.state import GPR_NAMES, Registers
 
-__all__ = ["REGISTER_IDS", "RegisterAccess", "check"]
+__all__ = ["REGISTER_IDS", "RegisterAccess", "check", "scratch_engine"]
 
 #: The fields of `Registers`, in order, as Unicorn's register numbers.
 REGISTER_IDS = tuple(getattr(x86, f"UC_X86_REG_{name.upper()}") for name in (*GPR_NAMES, "rip", "rflags"))
@@ -122,6 +122,15 @@ class RegisterAccess:
     def flush_tlb(self) -> None:
         """Needed after paging state was changed behind the CPU's back."""
         check(uclib.uc_ctl(self.engine, _TLB_FLUSH))
+
+
+def scratch_engine() -> Uc:
+    """An engine for a few instructions: a small translation buffer makes it cheap, and with
+    a list of exits that is empty no address stops it."""
+    uc = Uc(UC_ARCH_X86, UC_MODE_64)
+    uc.ctl_set_tcg_buffer_size(1 << 20)
+    uc.ctl_exits_enabled(True)
+    return uc
 
 
 def check(status: int) -> None:
