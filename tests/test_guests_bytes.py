@@ -76,13 +76,17 @@ def test_guests_of_a_wheel_are_preferred(tmp_path: Path, monkeypatch: pytest.Mon
     (folder / "guest.toml").write_text(manifest + '[expected]\nexit="halt"\nmax_exits=0\n')
     (folder / "tiny.hex").write_text("f4\n")
     (folder / "tiny.asm").write_text("hlt\n")
-    monkeypatch.setattr(guests.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(guests, "_PACKAGE", tmp_path)
     assert guests.names() == ["tiny"]
     assert (guests.load("tiny").code, guests.load("tiny").memory) == (b"\xf4", 4096)
 
     (folder / "guest.toml").write_text(manifest + 'colour="red"\n')
     with pytest.raises(ImageError, match="guest 'tiny' is not sound"):
         guests.load("tiny")
+
+    monkeypatch.setattr(guests, "_PACKAGE", tmp_path / "elsewhere" / "vmmsim")
+    with pytest.raises(ImageNotFound, match="no guests"):
+        guests.names()
 
 
 def test_blocks_of_three_modes_share_their_labels() -> None:

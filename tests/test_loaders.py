@@ -101,6 +101,11 @@ def test_elf_goes_to_physical_addresses(tmp_path: Path, machine: int, mode: str)
     assert memory.read(0x3000, 0x21) == b"data" + bytes(0x1C) + b"\xcc", ".bss is cleared, and no more"
 
 
+def test_a_virtual_entry_moves_with_its_segment() -> None:
+    image = load_bytes(make_elf(EM_X86_64, 0x40002002, [(0x2000, b"text", 4), (0x9000, b"more", 4)]))
+    assert image.entry == 0x2002
+
+
 def test_mode_and_entry_replace_what_the_elf_says() -> None:
     image = load_bytes(SOUND, mode="l64u", entry=0x100004)
     assert (image.mode, image.entry) == ("l64u", 0x100004)

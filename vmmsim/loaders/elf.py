@@ -2,7 +2,10 @@
 
 Each PT_LOAD program header is stored at its physical address, its memory size filled up
 with zeros (System V ABI, chapter 5, "Program Header"). The entry is the file's, in flat
-32-bit protected mode for an ELF32 and in long mode for an ELF64. Symbols are .symtab's.
+32-bit protected mode for an ELF32 and in long mode for an ELF64. Where it is a virtual
+address of a segment that lies elsewhere physically, as kernels that are linked high have
+it, it is moved along, since the presets map memory onto itself. Symbols are .symtab's, as
+they are.
 """
 
 from __future__ import annotations
@@ -87,6 +90,7 @@ def _read(
     from elftools.elf.elffile import ELFFile
 
     elf: Any = ELFFile(io.BytesIO(data))
+    start_at = elf.header["e_entry"]
     segments = []
     for number, header in enumerate(elf.iter_segments()):
         if header["p_type"] != "PT_LOAD" or not header["p_memsz"]:
@@ -104,6 +108,8 @@ def _read(
                 hint="build or copy it again",
             )
         segments.append(ImageSegment(header["p_paddr"], data[start : start + count], size, label))
+        if 0 <= elf.header["e_entry"] - header["p_vaddr"] < size:
+            start_at = elf.header["e_entry"] - header["p_vaddr"] + header["p_paddr"]
     if not segments:
         raise ImageError(
             f"{name} is an ELF file with nothing to load",
@@ -112,7 +118,7 @@ def _read(
     return LoadedImage(
         name=name,
         segments=segments,
-        entry=elf.header["e_entry"] if entry is None else entry,
+        entry=start_at if entry is None else entry,
         mode=mode or ("l64" if machine == _EM_X86_64 else "p32"),
         symbols=_symbols(elf),
         path=path,
