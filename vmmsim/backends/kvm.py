@@ -215,9 +215,6 @@ class KvmVm(Vm):
     """A VM's file descriptor: its memory slots and vCPUs."""
 
     def __init__(self, backend: KvmBackend, fd: int, options: VmOptions) -> None:
-        from .kvm_vcpu import KvmVcpu
-
-        self._new_vcpu = KvmVcpu
         self._fd = fd
         self._options = options
         self._mmap_size = backend.mmap_size
@@ -310,11 +307,20 @@ class KvmVm(Vm):
             raise UsageError(
                 f"a machine has at most {self._max_vcpus} vCPUs here", hint="see capabilities.max_vcpus"
             )
+        # Here and not above: this file loads where fcntl is missing, to say so.
+        from .kvm_fd import VcpuFd
+        from .kvm_vcpu import KvmVcpu
+
         fd = self._ioctl(abi.CREATE_VCPU, len(self._vcpus), "KVM_CREATE_VCPU")
         try:
-            vcpu = self._new_vcpu(self, fd, self._mmap_size, self._options.watchdog_seconds)
+            cpu = VcpuFd(fd, self._mmap_size, self.avx_at)
         except BaseException:
             os.close(fd)
+            raise
+        try:
+            vcpu = KvmVcpu(self, cpu, self._options.watchdog_seconds)
+        except BaseException:
+            cpu.close()
             raise
         self._vcpus.append(vcpu)
         return vcpu

@@ -1,8 +1,9 @@
-"""KvmVcpu: the vCPU's file descriptor, its shared page, and the KVM_RUN loop.
+"""KvmVcpu: the KVM_RUN loop.
 
-The shared page (struct kvm_run) is read through memoryviews of 1, 2, 4 and 8 bytes: an
-index is the cheapest way from Python to a field, and the loop makes no object for an exit.
-The indices below are offsets of `kvm_abi.Run` divided by the view's width.
+The loop reads struct kvm_run through memoryviews of 1, 2, 4 and 8 bytes and makes no
+object for an exit. The indices below are offsets of `kvm_abi.Run` over the view's width.
+ioctl is called with two arguments: given a third, `fcntl.ioctl` first tries it as a
+buffer, twice, at the price of a tenth of the exit.
 
 An exit is *taken* once it is dealt with; the loop then writes `_TAKEN` over the page's
 exit reason. So an exit that a KeyboardInterrupt got in front of is still there for the
@@ -13,16 +14,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
 import signal
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..cpu.cpuid import TABLE
-from ..cpu.msrs import STATE_MSRS
 from ..cpu.state import CpuState, Registers
 from ..cpu.validate import validate, validate_registers
 from ..errors import HostError, NotSupported, UsageError
@@ -42,8 +40,9 @@ from ..exits import (
     Unsupported,
 )
 from . import kvm_abi as abi
-from . import kvm_kick, kvm_state
+from . import kvm_kick
 from .base import AccessHandler, Vcpu
+from .kvm_fd import VcpuFd
 
 if TYPE_CHECKING:
     from .kvm import KvmVm
@@ -59,12 +58,8 @@ _NO_EXIT = frozenset({_TAKEN, abi.EXIT_INTR, abi.EXIT_UNKNOWN})
 
 _IMMEDIATE_EXIT = 1  # u8
 _REASON = 2  # u32
-_CR8 = 2  # u64
 _DIRECTION, _IO_SIZE, _PORT, _COUNT, _DATA = 32, 33, 17, 9, 5  # u8, u8, u16, u32, u64
 _GPA, _MMIO_DATA, _MMIO_SIZE, _MMIO_WRITES = 4, 5, 12, 52  # u64, u64, u32, u8
-_VALID_REGS = abi.Run.kvm_valid_regs.offset // 8
-_REGS_AT = abi.Run.s.offset
-_REGS_END = _REGS_AT + kvm_state.REGS.size
 _MASKS = tuple((1 << 8 * size) - 1 for size in range(9))
 
 #: An access that KVM has made, not yet shown to anybody: its exit class, address, size, and
@@ -75,21 +70,22 @@ _Item = tuple[type[Access], int, int, int]
 class KvmVcpu(Vcpu):
     """One vCPU. Made by `KvmVm.create_vcpu`."""
 
-    def __init__(self, vm: KvmVm, fd: int, mmap_size: int, watchdog_seconds: float | None) -> None:
+    def __init__(self, vm: KvmVm, cpu: VcpuFd, watchdog_seconds: float | None) -> None:
         self._vm = vm
-        self._fd = fd
-        self._page = mmap.mmap(fd, mmap_size)
-        self._u8 = memoryview(self._page)
-        self._u16, self._u32, self._u64 = (self._u8.cast(code) for code in "HIQ")  # type: ignore[call-overload]
+        self._cpu = cpu
+        self._u8, self._u16, self._u32, self._u64 = cpu.u8, cpu.u16, cpu.u32, cpu.u64
         self._queue: deque[_Item] = deque()
         self._last: tuple[ReadAccess, int] | None = None
+        #: Element size while KVM holds answers of a REP INS that it has not stored yet.
         self._batch = 0
+        #: No instruction is in flight, as far as KVM was asked.
         self._settled = True
         self._halted = False
         self._stop: Exit | None = None
         self._cancel = False
         self._exits = 0
         self._thread = 0
+        # Reentrant: a signal handler of the thread that holds it may call cancel().
         self._kick_lock = threading.RLock()
         self._kick_signal = kvm_kick.install_kick_signal()
         self._watchdog = watchdog_seconds
@@ -97,40 +93,7 @@ class KvmVcpu(Vcpu):
         self._still: tuple[bytes, float] = (b"", 0.0)
         self.tick_seconds = min(kvm_kick.TICK_SECONDS, (watchdog_seconds or 1.0) / 4)
         self._u32[_REASON] = _TAKEN
-        self._u64[_VALID_REGS] = abi.SYNC_X86_REGS
-        self._set_cpuid()
-        self._write_state(CpuState())
-
-    # -- the ioctls of a vCPU
-
-    def _ioctl(self, request: int, argument: Any, what: str) -> int:
-        if self._fd < 0:
-            raise UsageError("the vCPU is closed", hint="its VM was closed; make another")
-        try:
-            return fcntl.ioctl(self._fd, request, argument)
-        except OSError as error:
-            raise HostError(f"{what} failed: {os.strerror(error.errno or 0)}") from error
-
-    def _set_cpuid(self) -> None:
-        """KVM_SET_CPUID2. Before the first KVM_RUN only; without it CPUID answers zeros."""
-        table = abi.cpuid2(len(TABLE))
-        for entry, ((leaf, subleaf), values) in zip(table.entries, TABLE.items(), strict=True):
-            entry.function, entry.index = leaf, subleaf
-            entry.eax, entry.ebx, entry.ecx, entry.edx = values
-        self._ioctl(abi.SET_CPUID2, table, "KVM_SET_CPUID2")
-
-    def _get(self, request: int, layout: Any, what: str) -> Any:
-        self._ioctl(request, layout, what)
-        return layout
-
-    def sregs(self) -> abi.Sregs:
-        """KVM_GET_SREGS."""
-        return self._get(abi.GET_SREGS, abi.Sregs(), "KVM_GET_SREGS")
-
-    def translate(self, linear: int) -> int | None:
-        """KVM_TRANSLATE: the guest-physical address of `linear`, None where nothing is mapped."""
-        found = self._get(abi.TRANSLATE, abi.Translation(linear_address=linear), "KVM_TRANSLATE")
-        return found.physical_address if found.valid else None
+        cpu.set_state(CpuState())
 
     # -- running
 
@@ -140,13 +103,13 @@ class KvmVcpu(Vcpu):
             self._settle()
         if self._queue:
             return self._deliver(self._queue.popleft())
-        fd, u32, ioctl = self._fd, self._u32, fcntl.ioctl
+        fd, u32, ioctl = self._cpu.fd, self._u32, fcntl.ioctl
         self._enter()
         try:
             while True:
                 if u32[_REASON] == _TAKEN:
                     try:
-                        ioctl(fd, _RUN, 0)
+                        ioctl(fd, _RUN)
                     except OSError as error:
                         ended = self._interrupted(error)
                         if ended is not None:
@@ -170,7 +133,7 @@ class KvmVcpu(Vcpu):
         self._prepare(max_insns)
         if self._batch:
             self._settle()
-        fd, ioctl, masks = self._fd, fcntl.ioctl, _MASKS
+        fd, ioctl, masks = self._cpu.fd, fcntl.ioctl, _MASKS
         u8, u16, u32, u64 = self._u8, self._u16, self._u32, self._u64
         port_read, port_write = handler.port_read, handler.port_write
         mmio_read, mmio_write = handler.mmio_read, handler.mmio_write
@@ -186,7 +149,7 @@ class KvmVcpu(Vcpu):
             while True:
                 if u32[_REASON] == _TAKEN:
                     try:
-                        ioctl(fd, _RUN, 0)
+                        ioctl(fd, _RUN)
                     except OSError as error:
                         ended = self._interrupted(error)
                         if ended is not None:
@@ -244,8 +207,7 @@ class KvmVcpu(Vcpu):
             raise NotSupported(
                 "KVM does not count instructions", hint="use a budget in exits or seconds, or backend unicorn"
             )
-        if self._fd < 0:
-            raise UsageError("the vCPU is closed", hint="its VM was closed; make another")
+        self._cpu.check_open()
         if self._last is not None and not self._reply():
             raise UsageError(
                 f"the exit '{self._last[0].describe()}' is not answered",
@@ -259,7 +221,7 @@ class KvmVcpu(Vcpu):
             if self._thread:
                 raise UsageError("the vCPU is running", hint="a vCPU runs in one thread at a time")
             self._thread = threading.get_ident()
-        self._settled = self._halted = False
+        self._settled = False
         if not self._watched:
             self._watched = True
             kvm_kick.watch(self)
@@ -299,15 +261,13 @@ class KvmVcpu(Vcpu):
     def _look(self, limit: float) -> Exit | None:
         """The watchdog: kicked without a reason. See whether the guest will ever come out."""
         now = time.monotonic()
-        registers = bytes(self._u8[_REGS_AT:_REGS_END]) + self._exits.to_bytes(8, "little")
+        registers = self._cpu.register_bytes() + self._exits.to_bytes(8, "little")
         if registers != self._still[0]:
             self._still = (registers, now)
             return None
         if now - self._still[1] < limit:
             return None
-        state = CpuState()
-        kvm_state.sregs_from(self.sregs(), state)
-        state.rip = kvm_state.registers_from(self._u8, _REGS_AT).rip
+        state = self._cpu.place()
         code = self._code(state.linear_rip)
         reason = kvm_kick.livelock(
             code,
@@ -325,7 +285,7 @@ class KvmVcpu(Vcpu):
         code = b""
         while len(code) < 15:
             at = linear + len(code)
-            gpa = self.translate(at)
+            gpa = self._cpu.translate(at)
             piece = b"" if gpa is None else self._vm.read_ram(gpa, min(15 - len(code), 4096 - at % 4096))
             if not piece:
                 break
@@ -434,7 +394,7 @@ class KvmVcpu(Vcpu):
         """
         self._u8[_IMMEDIATE_EXIT] = 1
         try:
-            fcntl.ioctl(self._fd, _RUN, 0)
+            fcntl.ioctl(self._cpu.fd, _RUN)
         except InterruptedError:
             self._u32[_REASON] = _TAKEN
             self._batch = 0
@@ -454,24 +414,21 @@ class KvmVcpu(Vcpu):
         self._u32[_REASON] = _TAKEN
         self._settled = True
         if reason == abi.EXIT_HLT:
-            self._halted = True
             return Halt()
         if reason == abi.EXIT_SHUTDOWN:
             return Shutdown()
         if reason == abi.EXIT_FAIL_ENTRY:
-            why = abi.Run.from_buffer_copy(self._page).fail_entry.hardware_entry_failure_reason
+            why = self._cpu.run_page().fail_entry.hardware_entry_failure_reason
             return Refused(f"the CPU does not enter this guest state (hardware reason {why:#x})")
         if reason == abi.EXIT_INTERNAL_ERROR:
             return self._internal_error()
         return Unsupported(reason)
 
     def _internal_error(self) -> Exit:
-        failure = abi.Run.from_buffer_copy(self._page).emulation_failure
+        failure = self._cpu.run_page().emulation_failure
         if failure.suberror != abi.INTERNAL_ERROR_EMULATION:
             return Refused(f"KVM gave up inside (KVM_EXIT_INTERNAL_ERROR, suberror {failure.suberror})")
-        state = CpuState()
-        kvm_state.sregs_from(self.sregs(), state)
-        state.rip = kvm_state.registers_from(self._u8, _REGS_AT).rip
+        state = self._cpu.place()
         linear = state.linear_rip
         code = b""
         if failure.ndata >= 3 and failure.flags & abi.INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES:
@@ -488,7 +445,7 @@ class KvmVcpu(Vcpu):
         self._u8[_IMMEDIATE_EXIT] = 1
 
     def cancel(self) -> None:
-        if self._fd < 0:
+        if self._cpu.fd < 0:
             return
         self._cancel = True
         self._u8[_IMMEDIATE_EXIT] = 1
@@ -496,7 +453,7 @@ class KvmVcpu(Vcpu):
 
     def uncancel(self) -> None:
         self._cancel = False
-        if self._fd >= 0:
+        if self._cpu.fd >= 0:
             self._arm()
 
     def kick(self) -> None:
@@ -512,51 +469,30 @@ class KvmVcpu(Vcpu):
 
     def registers(self) -> Registers:
         self._settle()
-        return kvm_state.registers_from(self._u8, _REGS_AT)
+        return self._cpu.registers()
 
     def set_registers(self, registers: Registers) -> None:
         self._check_settled()
-        wide = bool(registers.rip >> 32) and self.state().mode == "l64"
+        wide = bool(registers.rip >> 32) and self._cpu.place().mode == "l64"
         validate_registers(registers, long_mode=wide)
-        before = bytes(self._u8[_REGS_AT:_REGS_END])
-        try:
-            self._write_registers(registers)
-        except HostError:
-            self._ioctl(abi.SET_REGS, before, "KVM_SET_REGS")
-            raise
+        self._cpu.set_registers(registers)
 
     def state(self) -> CpuState:
         self._settle()
-        state = CpuState()
-        registers = kvm_state.registers_from(self._u8, _REGS_AT)
-        for name in registers.__struct_fields__:
-            setattr(state, name, getattr(registers, name))
-        kvm_state.sregs_from(self.sregs(), state)
-        image = bytearray(kvm_state.XSAVE_SIZE)
-        self._ioctl(abi.GET_XSAVE, image, "KVM_GET_XSAVE")
-        state.fpu = kvm_state.fpu_from(image, self._vm.avx_at)
-        xcrs = self._get(abi.GET_XCRS, abi.Xcrs(), "KVM_GET_XCRS")
-        state.xcr0 = next((x.value for x in xcrs.xcrs[: xcrs.nr_xcrs] if x.xcr == 0), 1)
-        state.events = kvm_state.events_from(
-            self._get(abi.GET_VCPU_EVENTS, abi.VcpuEvents(), "KVM_GET_VCPU_EVENTS")
-        )
-        debug = self._get(abi.GET_DEBUGREGS, abi.Debugregs(), "KVM_GET_DEBUGREGS")
-        state.dr, state.dr6, state.dr7 = list(debug.db), debug.dr6, debug.dr7
-        msrs = kvm_state.msrs_to({})
-        self._ioctl(abi.GET_MSRS, msrs, "KVM_GET_MSRS")
-        state.msrs = {entry.index: entry.data for entry in msrs.entries}
+        state = self._cpu.state()
         state.halted = self._halted
         return state
 
     def set_state(self, state: CpuState) -> None:
         validate(state)
         self._check_settled()
-        before = self.state()
+        before = self._cpu.state()
         try:
-            self._write_state(state)
+            self._cpu.set_state(state)
         except HostError:
-            self._write_state(before)
+            self._cpu.set_state(before)
             raise
+        self._halted = state.halted
 
     def _check_settled(self) -> None:
         if not self._settle():
@@ -565,110 +501,21 @@ class KvmVcpu(Vcpu):
                 hint="call exit.reply(value) before registers are set",
             )
 
-    def _write_registers(self, registers: Registers) -> None:
-        data = kvm_state.registers_to(registers)
-        self._ioctl(abi.SET_REGS, data, "KVM_SET_REGS")
-        if registers.rflags & 1 << 17:
-            held = self._get(abi.GET_REGS, abi.Regs(), "KVM_GET_REGS")
-            if not held.rflags & 1 << 17:
-                raise NotSupported(
-                    "this host's KVM has no virtual-8086 mode: it drops RFLAGS.VM",
-                    hint="use backend unicorn, or a host with VMX or SVM",
-                )
-        self._u8[_REGS_AT:_REGS_END] = data
-
-    def _write_state(self, state: CpuState) -> None:
-        """Set everything and see that KVM holds it. NotSupported leaves it half done."""
-        sregs = self.sregs()
-        kvm_state.sregs_to(state, sregs)
-        try:
-            self._ioctl(abi.SET_SREGS, sregs, "KVM_SET_SREGS")
-        except HostError as error:
-            raise NotSupported(
-                f"this host's KVM refuses the segments and control registers of mode {state.mode} "
-                f"(cr0 {state.cr0:#x}, cr4 {state.cr4:#x}, efer {state.efer:#x})",
-                hint="see: vmmsim doctor",
-            ) from error
-        # Without an in-kernel APIC, CR8 comes from the page at each KVM_RUN.
-        self._u64[_CR8] = state.cr8
-        self._check_control(state)
-        self._write_registers(state)
-        self._write_fpu(state)
-        debug = abi.Debugregs(dr6=state.dr6, dr7=state.dr7)
-        debug.db[:] = state.dr
-        self._ioctl(abi.SET_DEBUGREGS, debug, "KVM_SET_DEBUGREGS")
-        msrs = kvm_state.msrs_to(state.msrs)
-        done = self._ioctl(abi.SET_MSRS, msrs, "KVM_SET_MSRS")
-        if done != len(STATE_MSRS):
-            refused = msrs.entries[done]
-            raise NotSupported(
-                f"this host's KVM does not take {refused.data:#x} for MSR {refused.index:#x}",
-                hint="see: vmmsim doctor",
-            )
-        self._ioctl(abi.SET_VCPU_EVENTS, kvm_state.events_to(state.events), "KVM_SET_VCPU_EVENTS")
-        self._halted = state.halted
-
-    def _check_control(self, state: CpuState) -> None:
-        """kvm_pvm takes CR0.PG outside long mode without an error, and drops it."""
-        held = CpuState()
-        kvm_state.sregs_from(self.sregs(), held)
-        for name in ("cr0", "cr3", "cr4", "efer"):
-            mine, kvms = getattr(state, name), getattr(held, name)
-            if mine == kvms:
-                continue
-            if name == "cr0" and (mine ^ kvms) >> 31 & 1:
-                what = "has no paging outside long mode: it drops CR0.PG"
-            else:
-                what = f"does not hold {name} {mine:#x}: it makes it {kvms:#x}"
-            raise NotSupported(
-                f"this host's KVM {what}", hint="use backend unicorn, or a host with VMX or SVM"
-            )
-
-    def _write_fpu(self, state: CpuState) -> None:
-        avx_at = self._vm.avx_at
-        if (state.xcr0 & 4 or any(state.fpu.ymmh)) and not avx_at:
-            raise NotSupported("this host's KVM keeps no AVX state", hint="clear xcr0 bit 2 and fpu.ymmh")
-        xcrs = abi.Xcrs(nr_xcrs=1)
-        xcrs.xcrs[0].value = state.xcr0
-        try:
-            self._ioctl(abi.SET_XCRS, xcrs, "KVM_SET_XCRS")
-        except HostError as error:
-            raise NotSupported(
-                f"this host's KVM does not take {state.xcr0:#x} for XCR0", hint="give 1, 3 or 7"
-            ) from error
-        # SET_XSAVE, never SET_FPU: that loses XMM on a fresh vCPU and has no MXCSR.
-        image = kvm_state.fpu_to(state.fpu, avx_at if any(state.fpu.ymmh) else 0)
-        self._ioctl(abi.SET_XSAVE, image, "KVM_SET_XSAVE")
-
     def read_msr(self, index: int) -> int:
         self._settle()
-        msrs = abi.msrs(1)
-        msrs.entries[0].index = index
-        if self._ioctl(abi.GET_MSRS, msrs, "KVM_GET_MSRS") != 1:
-            raise NotSupported(f"this host's KVM has no MSR {index:#x}", hint="see vmmsim.cpu.msrs")
-        return msrs.entries[0].data
+        return self._cpu.read_msr(index)
 
     def write_msr(self, index: int, value: int) -> None:
         self._check_settled()
-        msrs = abi.msrs(1)
-        msrs.entries[0].index, msrs.entries[0].data = index, value
-        if self._ioctl(abi.SET_MSRS, msrs, "KVM_SET_MSRS") != 1:
-            raise NotSupported(
-                f"this host's KVM does not take {value:#x} for MSR {index:#x}", hint="see vmmsim.cpu.msrs"
-            )
+        self._cpu.write_msr(index, value)
 
     @property
     def insns(self) -> int | None:
         return None
 
     def close(self) -> None:
-        """Close the vCPU and its page. Called by the VM."""
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            for view in (self._u16, self._u32, self._u64, self._u8):
-                view.release()
-            self._page.close()
-            os.close(fd)
+        """Called by the VM."""
+        self._cpu.close()
 
 
 def _instruction(code: bytes, state: CpuState) -> str:

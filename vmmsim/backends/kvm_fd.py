@@ -1,0 +1,221 @@
+"""VcpuFd: a vCPU's file descriptor and shared page. Each ioctl of a vCPU is a method here.
+
+It knows nothing of instructions in flight: kvm_vcpu.py, which runs the vCPU, sees to it
+that none is when state is read or written.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+from typing import Any
+
+from ..cpu.cpuid import TABLE
+from ..cpu.msrs import STATE_MSRS
+from ..cpu.state import CpuState, Registers
+from ..errors import HostError, NotSupported, UsageError
+from . import kvm_abi as abi
+from . import kvm_state
+
+__all__ = ["VcpuFd"]
+
+_VALID_REGS = abi.Run.kvm_valid_regs.offset // 8
+_CR8 = abi.Run.cr8.offset // 8
+_REGS_AT = abi.Run.s.offset
+_REGS_END = _REGS_AT + kvm_state.REGS.size
+_VM_FLAG = 1 << 17
+_ELSEWHERE = "use backend unicorn, or a host with VMX or SVM"
+
+
+class VcpuFd:
+    """The descriptor `fd`, and struct kvm_run as memoryviews `u8`, `u16`, `u32`, `u64`.
+
+    An index into a view is the cheapest way from Python to a field. KVM_CAP_SYNC_REGS
+    keeps the general registers in the page: KVM stores them there at each exit, and
+    whoever sets them stores them there too, so the page always has them.
+    """
+
+    def __init__(self, fd: int, mmap_size: int, avx_at: int) -> None:
+        self.fd = fd
+        self._avx_at = avx_at
+        self._page = mmap.mmap(fd, mmap_size)
+        self.u8 = memoryview(self._page)
+        self.u16, self.u32, self.u64 = self.u8.cast("H"), self.u8.cast("I"), self.u8.cast("Q")
+        self.u64[_VALID_REGS] = abi.SYNC_X86_REGS
+        self._set_cpuid()
+
+    def check_open(self) -> None:
+        """Raises UsageError for a vCPU that was closed with its VM."""
+        if self.fd < 0:
+            raise UsageError("the vCPU is closed", hint="its VM was closed; make another")
+
+    def _ioctl(self, request: int, argument: Any, what: str) -> int:
+        self.check_open()
+        try:
+            return fcntl.ioctl(self.fd, request, argument)
+        except OSError as error:
+            raise HostError(f"{what} failed: {os.strerror(error.errno or 0)}") from error
+
+    def _get(self, request: int, layout: Any, what: str) -> Any:
+        self._ioctl(request, layout, what)
+        return layout
+
+    def _set_cpuid(self) -> None:
+        """KVM_SET_CPUID2. Before the first KVM_RUN only; without it CPUID answers zeros."""
+        table = abi.cpuid2(len(TABLE))
+        for entry, ((leaf, subleaf), values) in zip(table.entries, TABLE.items(), strict=True):
+            entry.function, entry.index = leaf, subleaf
+            entry.eax, entry.ebx, entry.ecx, entry.edx = values
+        self._ioctl(abi.SET_CPUID2, table, "KVM_SET_CPUID2")
+
+    def run_page(self) -> abi.Run:
+        """A copy of struct kvm_run."""
+        return abi.Run.from_buffer_copy(self._page)
+
+    # -- general registers
+
+    def register_bytes(self) -> bytes:
+        """The struct kvm_regs of the last exit."""
+        return bytes(self.u8[_REGS_AT:_REGS_END])
+
+    def registers(self) -> Registers:
+        """The general registers, without an ioctl."""
+        return kvm_state.registers_from(self.u8, _REGS_AT)
+
+    def set_registers(self, registers: Registers) -> None:
+        """KVM_SET_REGS. Raises NotSupported, with nothing changed, when KVM drops RFLAGS.VM."""
+        before = self.register_bytes()
+        data = kvm_state.registers_to(registers)
+        self._ioctl(abi.SET_REGS, data, "KVM_SET_REGS")
+        if registers.rflags & _VM_FLAG:
+            held = self._get(abi.GET_REGS, abi.Regs(), "KVM_GET_REGS")
+            if not held.rflags & _VM_FLAG:
+                self._ioctl(abi.SET_REGS, before, "KVM_SET_REGS")
+                raise NotSupported(
+                    "this host's KVM has no virtual-8086 mode: it drops RFLAGS.VM", hint=_ELSEWHERE
+                )
+        self.u8[_REGS_AT:_REGS_END] = data
+
+    # -- everything
+
+    def sregs(self) -> abi.Sregs:
+        """KVM_GET_SREGS."""
+        return self._get(abi.GET_SREGS, abi.Sregs(), "KVM_GET_SREGS")
+
+    def place(self) -> CpuState:
+        """Where the vCPU is: a state with the registers and KVM_GET_SREGS only."""
+        state = CpuState()
+        registers = self.registers()
+        for name in registers.__struct_fields__:
+            setattr(state, name, getattr(registers, name))
+        kvm_state.sregs_from(self.sregs(), state)
+        return state
+
+    def state(self) -> CpuState:
+        """Every register."""
+        state = self.place()
+        image = bytearray(kvm_state.XSAVE_SIZE)
+        self._ioctl(abi.GET_XSAVE, image, "KVM_GET_XSAVE")
+        state.fpu = kvm_state.fpu_from(image, self._avx_at)
+        xcrs = self._get(abi.GET_XCRS, abi.Xcrs(), "KVM_GET_XCRS")
+        state.xcr0 = next((x.value for x in xcrs.xcrs[: xcrs.nr_xcrs] if x.xcr == 0), 1)
+        events = self._get(abi.GET_VCPU_EVENTS, abi.VcpuEvents(), "KVM_GET_VCPU_EVENTS")
+        state.events = kvm_state.events_from(events)
+        debug = self._get(abi.GET_DEBUGREGS, abi.Debugregs(), "KVM_GET_DEBUGREGS")
+        state.dr, state.dr6, state.dr7 = list(debug.db), debug.dr6, debug.dr7
+        msrs = kvm_state.msrs_to({})
+        self._ioctl(abi.GET_MSRS, msrs, "KVM_GET_MSRS")
+        state.msrs = {entry.index: entry.data for entry in msrs.entries}
+        return state
+
+    def set_state(self, state: CpuState) -> None:
+        """Set every register and see that KVM holds it. NotSupported leaves it half done."""
+        sregs = self.sregs()
+        kvm_state.sregs_to(state, sregs)
+        try:
+            self._ioctl(abi.SET_SREGS, sregs, "KVM_SET_SREGS")
+        except HostError as error:
+            raise NotSupported(
+                f"this host's KVM refuses the segments and control registers of mode {state.mode} "
+                f"(cr0 {state.cr0:#x}, cr4 {state.cr4:#x}, efer {state.efer:#x})",
+                hint="see: vmmsim doctor",
+            ) from error
+        # Without an in-kernel APIC, CR8 comes from the page at each KVM_RUN.
+        self.u64[_CR8] = state.cr8
+        self._check_control(state)
+        self.set_registers(state)
+        self._set_fpu(state)
+        debug = abi.Debugregs(dr6=state.dr6, dr7=state.dr7)
+        debug.db[:] = state.dr
+        self._ioctl(abi.SET_DEBUGREGS, debug, "KVM_SET_DEBUGREGS")
+        msrs = kvm_state.msrs_to(state.msrs)
+        done = self._ioctl(abi.SET_MSRS, msrs, "KVM_SET_MSRS")
+        if done != len(STATE_MSRS):
+            raise _msr_refused(msrs.entries[done].index, msrs.entries[done].data)
+        self._ioctl(abi.SET_VCPU_EVENTS, kvm_state.events_to(state.events), "KVM_SET_VCPU_EVENTS")
+
+    def _check_control(self, state: CpuState) -> None:
+        """kvm_pvm takes CR0.PG outside long mode without an error, and drops it."""
+        held = self.sregs()
+        for name in ("cr0", "cr3", "cr4", "efer"):
+            wanted, kept = getattr(state, name), getattr(held, name)
+            if wanted == kept:
+                continue
+            if name == "cr0" and (wanted ^ kept) >> 31 & 1:
+                what = "has no paging outside long mode: it drops CR0.PG"
+            else:
+                what = f"does not hold {name} {wanted:#x}: it makes it {kept:#x}"
+            raise NotSupported(f"this host's KVM {what}", hint=_ELSEWHERE)
+
+    def _set_fpu(self, state: CpuState) -> None:
+        avx_at = self._avx_at
+        if (state.xcr0 & 4 or any(state.fpu.ymmh)) and not avx_at:
+            raise NotSupported("this host's KVM keeps no AVX state", hint="clear xcr0 bit 2 and fpu.ymmh")
+        xcrs = abi.Xcrs(nr_xcrs=1)
+        xcrs.xcrs[0].value = state.xcr0
+        try:
+            self._ioctl(abi.SET_XCRS, xcrs, "KVM_SET_XCRS")
+            # SET_XSAVE, never SET_FPU: that loses XMM on a fresh vCPU and has no MXCSR.
+            image = kvm_state.fpu_to(state.fpu, avx_at if any(state.fpu.ymmh) else 0)
+            self._ioctl(abi.SET_XSAVE, image, "KVM_SET_XSAVE")
+        except HostError as error:
+            raise NotSupported(
+                f"this host's KVM does not take XCR0 {state.xcr0:#x} with this x87, SSE and AVX state",
+                hint="use the components that capabilities.xcr0 has",
+            ) from error
+
+    def read_msr(self, index: int) -> int:
+        """KVM_GET_MSRS of one. Raises NotSupported for one that KVM has not."""
+        msrs = abi.msrs(1)
+        msrs.entries[0].index = index
+        if self._ioctl(abi.GET_MSRS, msrs, "KVM_GET_MSRS") != 1:
+            raise NotSupported(f"this host's KVM has no MSR {index:#x}", hint="see vmmsim.cpu.msrs")
+        return msrs.entries[0].data
+
+    def write_msr(self, index: int, value: int) -> None:
+        """KVM_SET_MSRS of one. Raises NotSupported for one, or a value, that KVM does not take."""
+        msrs = abi.msrs(1)
+        msrs.entries[0].index, msrs.entries[0].data = index, value
+        if self._ioctl(abi.SET_MSRS, msrs, "KVM_SET_MSRS") != 1:
+            raise _msr_refused(index, value)
+
+    def translate(self, linear: int) -> int | None:
+        """KVM_TRANSLATE: the guest-physical address of `linear`, None where nothing is mapped."""
+        found = self._get(abi.TRANSLATE, abi.Translation(linear_address=linear), "KVM_TRANSLATE")
+        return found.physical_address if found.valid else None
+
+    def close(self) -> None:
+        """Close the descriptor and the page. May be called twice."""
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1
+            for view in (self.u16, self.u32, self.u64, self.u8):
+                view.release()
+            self._page.close()
+            os.close(fd)
+
+
+def _msr_refused(index: int, value: int) -> NotSupported:
+    return NotSupported(
+        f"this host's KVM does not take {value:#x} for MSR {index:#x}", hint="see vmmsim.cpu.msrs"
+    )
