@@ -54,7 +54,7 @@ class LoadedImage(msgspec.Struct):
             if not memory.contains(segment.gpa, segment.size):
                 raise ImageError(
                     f"{self.name}: {segment} does not fit the guest's memory of {_extent(memory)}",
-                    hint="give more memory with -m, or put it elsewhere: --load for a flat file, the linker for an ELF",
+                    hint="give more memory with -m, or put it elsewhere (a flat file with --load)",
                 )
         for segment in self.segments:
             memory.write(segment.gpa, segment.data)
