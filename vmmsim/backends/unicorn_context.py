@@ -71,29 +71,29 @@ class ContextCodec(RegisterAccess):
             raise NotSupported(
                 f"this Unicorn's context cannot be used: {reason}", hint="use the portable path"
             )
-        self._layout = layout
+        self.layout = layout
         self._context = ContextBytes(uc)
 
     def error_code(self) -> int | None:
         """The error code of the exception just raised; 0 for one that has none."""
-        return _INT.unpack_from(self._context.save(), self._layout.error_code)[0] & 0xFFFFFFFF
+        return _INT.unpack_from(self._context.save(), self.layout.error_code)[0] & 0xFFFFFFFF
 
     def clear_old_exception(self) -> None:
         """Forget the last exception. Call it after each delivery: Unicorn itself never
         does, and would make the next page fault a double fault."""
-        _INT.pack_into(self._context.save(), self._layout.old_exception, -1)
+        _INT.pack_into(self._context.save(), self.layout.old_exception, -1)
         self._context.restore()
 
     def set_interrupt_shadow(self, shadow: bool) -> None:
         """Hold interrupts off (or no longer) for the next instruction."""
-        data, at = self._context.save(), self._layout.flags + 40
+        data, at = self._context.save(), self.layout.flags + 40
         hidden = _INT.unpack_from(data, at)[0]
         _INT.pack_into(data, at, hidden | _HIDDEN_INHIBIT if shadow else hidden & ~_HIDDEN_INHIBIT)
         self._context.restore()
 
     def interrupt_shadow(self) -> bool:
         """Whether STI or MOV SS holds interrupts off at this boundary."""
-        return bool(_INT.unpack_from(self._context.save(), self._layout.flags + 40)[0] & _HIDDEN_INHIBIT)
+        return bool(_INT.unpack_from(self._context.save(), self.layout.flags + 40)[0] & _HIDDEN_INHIBIT)
 
     def write_registers(self, registers: Registers) -> None:
         """General registers, RIP and RFLAGS; in an INTR hook it does not end the run."""
@@ -101,7 +101,7 @@ class ContextCodec(RegisterAccess):
         self._context.restore()
 
     def read_state(self) -> CpuState:
-        at = self._layout
+        at = self.layout
         data = self._context.save()
         rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15, rip = (
             _REGISTERS.unpack_from(data, at.registers)
@@ -133,7 +133,7 @@ class ContextCodec(RegisterAccess):
         Breakpoints in DR7 are kept but not armed until the guest writes DR7 itself. Raises
         NotSupported when the guest has armed some and `state` has others.
         """
-        at, s = self._layout, state
+        at, s = self.layout, state
         data = self._context.save()
         debug = _DEBUG.unpack_from(data, at.debug)
         if any(data[at.breakpoints : at.breakpoints + 32]) and (*debug[:4], debug[7]) != (*s.dr, s.dr7):
@@ -173,7 +173,7 @@ class ContextCodec(RegisterAccess):
             self.flush_tlb()
 
     def _put_registers(self, data: memoryview, r: Registers) -> None:
-        at = self._layout
+        at = self.layout
         _REGISTERS.pack_into(
             data, at.registers, r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi,
             r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rip,
@@ -186,7 +186,7 @@ class ContextCodec(RegisterAccess):
         )
 
     def _fpu(self, data: memoryview) -> FpuState:
-        at = self._layout
+        at = self.layout
         top, fsw, fcw, *empty = _FPU.unpack_from(data, at.fpu)
         fop, fip, fdp = _FPU_POINTERS.unpack_from(data, at.fpu_pointers)
         x87 = [_X87.unpack_from(data, at.x87 + 16 * ((top + i) & 7)) for i in range(8)]
@@ -203,7 +203,7 @@ class ContextCodec(RegisterAccess):
         )  # fmt: skip
 
     def _put_fpu(self, data: memoryview, fpu: FpuState) -> None:
-        at, mask = self._layout, (1 << 64) - 1
+        at, mask = self.layout, (1 << 64) - 1
         top = fpu.fsw >> 11 & 7
         empty = [1 - (fpu.ftw >> i & 1) for i in range(8)]
         _FPU.pack_into(data, at.fpu, top, fpu.fsw & ~0x3800, fpu.fcw, *empty)

@@ -269,7 +269,11 @@ class UnicornVcpu(Vcpu):
     def _kick(self) -> None: ...
 
     def host_wrote(self, gpa: int, size: int) -> None:
-        """The host changed guest memory: forget all translations, which may be of it."""
+        """The host changed guest memory: translations may be stale."""
+        self._flush()
+
+    def _flush(self) -> None:
+        """Forget all translations."""
         check(uclib.uc_ctl(self._handle, uc_const.UC_CTL_IO_WRITE << 30 | uc_const.UC_CTL_TB_FLUSH), "flush")
 
     def close(self) -> None:
