@@ -3,7 +3,9 @@
 An exit shows RIP as KVM does: at a read the instruction has not finished and RIP is at
 it; at a write RIP is already behind it. x86 cannot be decoded backwards, so for a write the
 instruction is found by decoding forward from a known boundary below: the entry, or where
-RIP has been seen before. Where that does not lead to RIP, there is no text, never a guess.
+RIP has been seen before. Where that does not lead to RIP, the bytes before RIP are tried,
+and believed only if their operand comes to the address that the exit has. Else there is no
+text: better none than a guess.
 
 Without capstone everything here answers None or nothing, and callers show bytes.
 """
@@ -29,6 +31,8 @@ _LONGEST = 15
 _REACH = 2048
 _TRIES = 4
 
+#: capstone's CS_OP_REG and CS_OP_MEM, which are the same in all its versions 4 and 5.
+_REG, _MEM = 1, 3
 _BITS = {"real": 16, "v86": 16, "p16": 16, "c16": 16, "p32": 32, "c32": 32, "l64": 64}
 #: Instructions that reach memory through registers that capstone does not show as an operand.
 _IMPLICIT = ("push", "pop", "call", "ret", "iret", "int", "enter", "leave", "lcall", "xlat")
@@ -92,6 +96,33 @@ class CodeReader:
             found.append(Insn(insn.address, bytes(insn.bytes), text, "[" in insn.op_str))
         return found
 
+    def operand(self, state: CpuState, insn: Insn) -> tuple[int, int] | None:
+        """(address, size) that `insn` writes explicitly: a port, or a guest-physical address.
+
+        `state` is the CPU's behind the instruction, so one that changes the registers of its
+        own address (STOS, PUSH) comes out wrong.
+        """
+        engine = self._engine(_BITS[state.mode])
+        if engine is None:
+            return None
+        engine.detail = True
+        try:
+            decoded = next(engine.disasm(insn.code, insn.address, 1), None)
+            operands = list(decoded.operands) if decoded is not None else []
+        finally:
+            engine.detail = False
+        if decoded is None or not operands:
+            return None
+        target = operands[0]
+        if insn.text.startswith("out"):
+            source = operands[-1]
+            return (state.rdx & 0xFFFF if target.type == _REG else target.imm & 0xFF), source.size
+        if target.type != _MEM:
+            return None
+        linear = _effective(state, insn.end, target.mem, decoded.reg_name)
+        gpa = linear_to_gpa(state, linear, self._memory.read)
+        return None if gpa is None else (gpa, target.size)
+
     def _engine(self, bits: int) -> Any:
         if bits not in self._engines:
             try:
@@ -104,12 +135,49 @@ class CodeReader:
         return self._engines[bits]
 
 
+def _effective(state: CpuState, end: int, operand: Any, reg_name: Any) -> int:
+    """The linear address of a memory operand (SDM vol. 1, 3.7.5)."""
+    base = reg_name(operand.base) or ""
+    index = reg_name(operand.index) or ""
+    offset = operand.disp
+    if base.endswith("ip"):
+        offset += end
+    else:
+        offset += _register(state, base)
+    offset += _register(state, index) * operand.scale
+    # 16-bit addressing has 16-bit registers, 32-bit addressing 32-bit ones: the sum wraps there.
+    name = base or index
+    if name.startswith("e") or name.endswith("d"):
+        offset &= 0xFFFFFFFF
+    elif not name.startswith("r") and name:
+        offset &= 0xFFFF
+    segment = reg_name(operand.segment) or ("ss" if base.endswith(("bp", "sp")) else "ds")
+    if state.mode == "l64":
+        base_of = getattr(state, segment).base if segment in ("fs", "gs") else 0
+        return (base_of + offset) & 0xFFFFFFFFFFFFFFFF
+    return (getattr(state, segment).base + offset) & 0xFFFFFFFF
+
+
+def _register(state: CpuState, name: str) -> int:
+    """A register of addressing by its name in any width: rax, eax, bx, r8d."""
+    if not name or name.endswith("z"):  # eiz, riz: no index
+        return 0
+    if name[0] == "r" and name[1:].rstrip("d").isdigit():
+        value: int = getattr(state, name.rstrip("d"))
+        return value & 0xFFFFFFFF if name.endswith("d") else value
+    if name[0] == "r":
+        return int(getattr(state, name))
+    mask = 0xFFFFFFFF if name[0] == "e" else 0xFFFF
+    return int(getattr(state, "r" + name.removeprefix("e"))) & mask
+
+
 class ExitLocator:
     """Finds the instruction behind each exit of a run, as it learns where instructions begin."""
 
     def __init__(self, memory: GuestMemory) -> None:
         self.code = CodeReader(memory)
         self._known: list[int] = []
+        self._last: int | None = None
 
     def learn(self, linear: int) -> None:
         """An instruction begins at `linear`."""
@@ -124,11 +192,18 @@ class ExitLocator:
         current = next(iter(self.code.decode(state, here)), None)
         if not exit.is_write:
             return current if current is not None and current.may_make(exit) else None
-        # In the middle of a REP, RIP stays at the instruction also for writes.
-        if current is not None and current.repeats and state.rcx and current.may_make(exit):
-            return current
-        before = self._before(state, here)
-        return before if before is not None and before.may_make(exit) else None
+        # In the middle of a REP, RIP stays at the instruction also for writes; on some hosts
+        # it does so behind the last element too, when RCX is 0 already.
+        in_rep = current is not None and current.repeats and current.may_make(exit)
+        if in_rep and (state.rcx or self._last == here):
+            found = current
+        else:
+            before = self._before(state, here)
+            if before is None or not before.may_make(exit):
+                before = self._by_operand(state, here, exit)
+            found = before or (current if in_rep else None)
+        self._last = found.address if found is not None else None
+        return found
 
     def halted(self, state: CpuState) -> Insn | None:
         """The HLT behind which RIP stands."""
@@ -146,4 +221,15 @@ class ExitLocator:
                 if insn.end == end:
                     self.learn(insn.address)
                     return insn
+        return None
+
+    def _by_operand(self, state: CpuState, end: int, exit: Access) -> Insn | None:
+        """The instruction that ends at `end` and whose operand is `exit`'s address and size."""
+        for length in range(_LONGEST, 0, -1):
+            insn = next(iter(self.code.decode(state, end - length, size=length)), None)
+            if insn is None or insn.end != end or not insn.may_make(exit):
+                continue
+            if self.code.operand(state, insn) == (exit.address, exit.size):
+                self.learn(insn.address)
+                return insn
         return None

@@ -163,7 +163,7 @@ class _Lister:
             where = exit.describe()
         kvm = exit.kvm.partition(" ")[0]
         parts = [f"{self.count:>5}", exit.kind, kvm, where, size, value, f"rip {rip:#06x}", insn]
-        if self._width >= _WIDE and isinstance(exit, Access):
+        if self._width >= _WIDE and len(where) <= 28:
             widths = (5, 10, 13, 28, 7, 10, 10, 0)
             line = "  ".join(part.ljust(width) for part, width in zip(parts, widths, strict=True))
         else:

@@ -1,0 +1,141 @@
+"""What starting costs, and what works on hosts that lack things."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cli_tools import environment
+
+import vmmsim
+
+HEAVY = ("unicorn", "capstone", "elftools", "rich", "keystone")
+
+
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        env=environment(),
+        check=False,
+    )
+
+
+def test_import_loads_no_cpu_library() -> None:
+    result = python(
+        "import sys, vmmsim\n"
+        "vmmsim.Machine, vmmsim.MachineConfig\n"
+        f"print([n for n in {(*HEAVY, 'fcntl', 'ctypes', 'click')!r} if n in sys.modules])"
+    )
+
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["exits", "--help"], ["--version"]])
+def test_help_loads_no_cpu_library(arguments: list[str]) -> None:
+    result = python(
+        "import sys\n"
+        "from vmmsim.cli.main import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        f"print([n for n in {(*HEAVY, 'ctypes')!r} if n in sys.modules], file=sys.stderr)",
+        *arguments,
+    )
+
+    assert result.stderr.strip() == "[]"
+
+
+HIDDEN = """
+import sys
+for name in ("fcntl", "termios", "tty", "unicorn", "ctypes", "_ctypes", "capstone", "keystone"):
+    sys.modules[name] = None
+import vmmsim
+from vmmsim import Machine, MachineConfig, BackendUnavailable, guests
+from vmmsim.cli.main import cli
+import vmmsim.cli.run, vmmsim.cli.exits, vmmsim.cli.doctor, vmmsim.cli.demo
+guests.load("loop").image
+try:
+    Machine(backend="auto")
+except BackendUnavailable as error:
+    print("unavailable", error.hint)
+"""
+
+
+def test_everything_but_the_backends_works_without_fcntl_termios_unicorn_and_ctypes() -> None:
+    result = python(HIDDEN)
+
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "unavailable see: vmmsim doctor"
+
+
+def test_doctor_works_where_no_backend_does() -> None:
+    result = python(
+        "import sys\n"
+        "sys.modules.update(fcntl=None, unicorn=None, ctypes=None)\n"
+        "from vmmsim.cli.main import main\n"
+        "main(['doctor'])"
+    )
+
+    assert result.returncode == 126, result.stderr
+    assert "No backend is usable" in result.stdout
+    assert "Traceback" not in result.stderr
+
+
+def test_the_disassembly_is_missed_but_nothing_breaks_without_capstone() -> None:
+    result = python(
+        "import sys\n"
+        "sys.modules.update(capstone=None)\n"
+        "from vmmsim.cli.main import main\n"
+        "main(['exits', 'lwn', '-b', 'unicorn', '-q'])"
+    )
+
+    assert result.returncode == 0, result.stderr
+    assert "port_write" in result.stdout
+
+
+def test_asm_without_keystone_names_the_extra(tmp_path: Path) -> None:
+    (tmp_path / "a.asm").write_text("nop\n")
+    result = python(
+        "import sys\nsys.modules.update(keystone=None)\nfrom vmmsim.cli.main import main\nmain(sys.argv[1:])",
+        "asm",
+        str(tmp_path / "a.asm"),
+    )
+
+    assert result.returncode == 125
+    assert "pip install vmmsim[asm]" in result.stderr
+
+
+def test_the_unicorn_backend_as_a_script_does_not_import_itself() -> None:
+    script = Path(vmmsim.__file__).parent / "backends" / "unicorn.py"
+    result = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=50, env=environment(), check=False
+    )
+
+    # It is no script; what must not happen is that `import unicorn` finds this file.
+    assert "circular import" not in result.stderr
+    assert "module 'unicorn' has no attribute" not in result.stderr
+    assert "partially initialized" not in result.stderr
+
+
+def _best(command: list[str], runs: int = 5) -> float:
+    times = []
+    for _ in range(runs):
+        began = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True, timeout=50, env=environment())
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def test_starting_is_fast() -> None:
+    """Generous: the figures that count are those of benchmarks/, on a quiet host."""
+    bare = _best([sys.executable, "-c", ""])
+    light = _best([sys.executable, "-m", "vmmsim", "--help"]) - bare
+    whole = _best([sys.executable, "-m", "vmmsim", "run", "loop", "-q"]) - bare
+
+    assert light < 0.2
+    assert whole < 0.6
