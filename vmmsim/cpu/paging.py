@@ -2,7 +2,9 @@
 
 `linear_to_gpa` is the walk of SDM vol. 3, chapter 4: no paging, 32-bit (with 4 MiB pages
 and PSE-36), PAE, and 4-level. It only looks: no accessed or dirty bit is set, and rights
-are not checked, since it serves debuggers and post-mortems, not the guest.
+are not checked, since it serves debuggers and post-mortems, not the guest. An entry with a
+reserved bit set maps nothing, as on the CPU; which of the bits 12-51 are physical address
+depends on the CPU, so these are taken as they are.
 """
 
 from __future__ import annotations
@@ -28,6 +30,11 @@ _EFER_LMA = 1 << 10
 
 _PRESENT = 1
 _BIG = 1 << 7
+#: In an entry that maps a big page, the address bits below the page's size are reserved,
+#: but for bit 12, which is PAT.
+_BIG_RESERVED = ~0x1FFF
+#: Bits 1, 2 and 5-8 of the four entries at the top of PAE's tables (SDM vol. 3, table 4-8).
+_PDPTE_RESERVED = 0x1E6
 #: Present and writable.
 _TABLE = 3
 _USER = 4
@@ -70,7 +77,7 @@ def _walk_4level(state: CpuState, linear: int, read_phys: ReadPhysical) -> int |
 def _walk_pae(state: CpuState, linear: int, read_phys: ReadPhysical) -> int | None:
     # CR3 is aligned to 32 bytes here, and the four entries at the top cannot map a page.
     entry = _entry(read_phys, state.cr3 & 0xFFFFFFE0, linear >> 30, 8)
-    if not entry & _PRESENT:
+    if not entry & _PRESENT or entry & _PDPTE_RESERVED:
         return None
     return _walk_wide(entry & _ADDRESS & ~0xFFF, linear, 21, read_phys)
 
@@ -80,9 +87,12 @@ def _walk_wide(table: int, linear: int, shift: int, read_phys: ReadPhysical) -> 
         entry = _entry(read_phys, table, linear >> shift & 511, 8)
         if not entry & _PRESENT:
             return None
-        # Bit 7 is the PAT bit in a PTE and reserved in a PML4E: a page only at 1 GiB and 2 MiB.
-        if shift == 12 or (entry & _BIG and shift in (21, 30)):
-            mask = (1 << shift) - 1
+        mask = (1 << shift) - 1
+        if shift == 12:  # bit 7 is the PAT bit here
+            return (entry & _ADDRESS & ~mask) | linear & mask
+        if entry & _BIG:
+            if shift == 39 or entry & mask & _BIG_RESERVED:
+                return None
             return (entry & _ADDRESS & ~mask) | linear & mask
         table = entry & _ADDRESS & ~0xFFF
         shift -= 9
@@ -93,6 +103,8 @@ def _walk_32bit(state: CpuState, linear: int, read_phys: ReadPhysical) -> int | 
     if not entry & _PRESENT:
         return None
     if entry & _BIG and state.cr4 & _CR4_PSE:
+        if entry & 1 << 21:
+            return None
         # PSE-36: bits 13-20 of the entry are bits 32-39 of the address.
         return (entry & 0xFFC00000) | (entry >> 13 & 0xFF) << 32 | linear & 0x3FFFFF
     entry = _entry(read_phys, entry & 0xFFFFF000, linear >> 12 & 1023, 4)
@@ -139,7 +151,6 @@ def identity_pae(base: int, *, size: int = 4 << 30, user: bool = False) -> bytes
     """
     _check(base, size, 2 << 20, 4 << 30)
     gigabytes = -(-size // (1 << 30))
-    # The rights bits of the four top entries are reserved (SDM vol. 3, table 4-8).
     top = _page_of([base + 0x1000 + 0x1000 * i | _PRESENT for i in range(gigabytes)])
     return top + b"".join(_directories(size, _TABLE | (_USER if user else 0)))
 
