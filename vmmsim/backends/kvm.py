@@ -225,16 +225,22 @@ class KvmVm(Vm):
         self._vcpus: list[KvmVcpu] = []
         self._max_slots = backend.check_extension(abi.CAP_NR_MEMSLOTS) or 32
         self._readonly = bool(backend.check_extension(abi.CAP_READONLY_MEM))
-        self.avx_at = backend.avx_at
-        #: KVM rewrites VMCALL in guest memory to the host CPU's form unless told otherwise.
-        self.hypercalls_patched = not self._leave_hypercalls(backend)
-
-    def _leave_hypercalls(self, backend: KvmBackend) -> bool:
+        self._avx_at = backend.avx_at
         quirk = abi.X86_QUIRK_FIX_HYPERCALL_INSN
-        if not backend.check_extension(abi.CAP_DISABLE_QUIRKS2) & quirk:
-            return False
-        request = abi.EnableCap(cap=abi.CAP_DISABLE_QUIRKS2)
-        request.args[0] = quirk
+        #: KVM rewrites VMCALL in guest memory to the host CPU's form unless told otherwise.
+        self.hypercalls_patched = not (
+            backend.check_extension(abi.CAP_DISABLE_QUIRKS2) & quirk
+            and self._enable(abi.CAP_DISABLE_QUIRKS2, quirk)
+        )
+        self._triple_fault_event = bool(
+            backend.check_extension(abi.CAP_X86_TRIPLE_FAULT_EVENT)
+            and self._enable(abi.CAP_X86_TRIPLE_FAULT_EVENT, 1)
+        )
+
+    def _enable(self, capability: int, argument: int) -> bool:
+        """KVM_ENABLE_CAP."""
+        request = abi.EnableCap(cap=capability)
+        request.args[0] = argument
         self._ioctl(abi.ENABLE_CAP, request, "KVM_ENABLE_CAP")
         return True
 
@@ -313,7 +319,9 @@ class KvmVm(Vm):
 
         fd = self._ioctl(abi.CREATE_VCPU, len(self._vcpus), "KVM_CREATE_VCPU")
         try:
-            cpu = VcpuFd(fd, self._mmap_size, self.avx_at)
+            cpu = VcpuFd(
+                fd, self._mmap_size, avx_at=self._avx_at, triple_fault_event=self._triple_fault_event
+            )
         except BaseException:
             os.close(fd)
             raise

@@ -36,9 +36,10 @@ class VcpuFd:
     whoever sets them stores them there too, so the page always has them.
     """
 
-    def __init__(self, fd: int, mmap_size: int, avx_at: int) -> None:
+    def __init__(self, fd: int, mmap_size: int, *, avx_at: int, triple_fault_event: bool) -> None:
         self.fd = fd
         self._avx_at = avx_at
+        self._triple_fault_event = triple_fault_event
         self._page = mmap.mmap(fd, mmap_size)
         self.u8 = memoryview(self._page)
         self.u16, self.u32, self.u64 = self.u8.cast("H"), self.u8.cast("I"), self.u8.cast("Q")
@@ -153,7 +154,9 @@ class VcpuFd:
         done = self._ioctl(abi.SET_MSRS, msrs, "KVM_SET_MSRS")
         if done != len(STATE_MSRS):
             raise _msr_refused(msrs.entries[done].index, msrs.entries[done].data)
-        self._ioctl(abi.SET_VCPU_EVENTS, kvm_state.events_to(state.events), "KVM_SET_VCPU_EVENTS")
+        # kvm_pvm has a triple fault waiting after it dropped CR0.PG: take that back, too.
+        events = kvm_state.events_to(state.events, triple_fault_event=self._triple_fault_event)
+        self._ioctl(abi.SET_VCPU_EVENTS, events, "KVM_SET_VCPU_EVENTS")
 
     def _check_control(self, state: CpuState) -> None:
         """kvm_pvm takes CR0.PG outside long mode without an error, and drops it."""

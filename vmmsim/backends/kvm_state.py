@@ -140,8 +140,9 @@ def events_from(events: abi.VcpuEvents) -> Events:
     )
 
 
-def events_to(events: Events) -> abi.VcpuEvents:
-    """A struct kvm_vcpu_events that replaces all of it."""
+def events_to(events: Events, *, triple_fault_event: bool = True) -> abi.VcpuEvents:
+    """A struct kvm_vcpu_events that replaces all of it. With `triple_fault_event` (the
+    capability of that name) also a triple fault that waits in KVM is taken back."""
     native = abi.VcpuEvents()
     if events.exception is not None:
         native.exception.injected = 1
@@ -155,6 +156,8 @@ def events_to(events: Events) -> abi.VcpuEvents:
         events.sti_shadow * abi.X86_SHADOW_INT_STI | events.mov_ss_shadow * abi.X86_SHADOW_INT_MOV_SS
     )
     native.flags = abi.VCPUEVENT_VALID_NMI_PENDING | abi.VCPUEVENT_VALID_SHADOW
+    if triple_fault_event:
+        native.flags |= abi.VCPUEVENT_VALID_TRIPLE_FAULT
     return native
 
 
