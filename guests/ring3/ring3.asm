@@ -51,6 +51,13 @@ fill:
     mov eax, 0x40
     ltr ax
 
+    ; IRETQ to ring 3 clears data segments that belong to the supervisor: load the user's.
+    mov eax, 0x2b
+    mov ds, eax
+    mov es, eax
+    mov fs, eax
+    mov gs, eax
+
     ; What IRETQ pops: RIP, CS, RFLAGS, RSP, SS.
     push 0x2b
     push STACK_PAGE + 0x1000
