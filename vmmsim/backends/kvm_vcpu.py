@@ -28,19 +28,14 @@ from ..exits import (
     Access,
     Cancelled,
     Exit,
-    FetchUnmapped,
-    Halt,
     MmioRead,
     MmioWrite,
     PortRead,
     PortWrite,
     ReadAccess,
-    Refused,
-    Shutdown,
-    Unsupported,
 )
 from . import kvm_abi as abi
-from . import kvm_kick
+from . import kvm_exits, kvm_kick
 from .base import AccessHandler, Vcpu
 from .kvm_fd import VcpuFd
 
@@ -267,30 +262,9 @@ class KvmVcpu(Vcpu):
             return None
         if now - self._still[1] < limit:
             return None
-        state = self._cpu.place()
-        code = self._code(state.linear_rip)
-        reason = kvm_kick.livelock(
-            code,
-            real_mode=state.mode == "real",
-            long_mode=state.mode == "l64",
-            hypercalls_patched=self._vm.hypercalls_patched,
-        )
-        if not reason:
-            return None
-        self._settled = True
-        return Refused(reason, code)
-
-    def _code(self, linear: int) -> bytes:
-        """Up to 15 bytes of guest memory from `linear` on, as far as there is any."""
-        code = b""
-        while len(code) < 15:
-            at = linear + len(code)
-            gpa = self._cpu.translate(at)
-            piece = b"" if gpa is None else self._vm.read_ram(gpa, min(15 - len(code), 4096 - at % 4096))
-            if not piece:
-                break
-            code += piece
-        return code
+        refused = kvm_exits.livelocked(self._cpu, self._vm)
+        self._settled = refused is not None
+        return refused
 
     # -- exits
 
@@ -413,30 +387,7 @@ class KvmVcpu(Vcpu):
         reason = self._u32[_REASON]
         self._u32[_REASON] = _TAKEN
         self._settled = True
-        if reason == abi.EXIT_HLT:
-            return Halt()
-        if reason == abi.EXIT_SHUTDOWN:
-            return Shutdown()
-        if reason == abi.EXIT_FAIL_ENTRY:
-            why = self._cpu.run_page().fail_entry.hardware_entry_failure_reason
-            return Refused(f"the CPU does not enter this guest state (hardware reason {why:#x})")
-        if reason == abi.EXIT_INTERNAL_ERROR:
-            return self._internal_error()
-        return Unsupported(reason)
-
-    def _internal_error(self) -> Exit:
-        failure = self._cpu.run_page().emulation_failure
-        if failure.suberror != abi.INTERNAL_ERROR_EMULATION:
-            return Refused(f"KVM gave up inside (KVM_EXIT_INTERNAL_ERROR, suberror {failure.suberror})")
-        state = self._cpu.place()
-        linear = state.linear_rip
-        code = b""
-        if failure.ndata >= 3 and failure.flags & abi.INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES:
-            code = bytes(failure.insn_bytes[: failure.insn_size])
-        code = code or self._code(linear)
-        if not code:
-            return FetchUnmapped(linear)
-        return Refused(f"this host's KVM cannot emulate {_instruction(code, state)}", code)
+        return kvm_exits.decode(reason, self._cpu, self._vm)
 
     # -- stopping
 
@@ -516,13 +467,3 @@ class KvmVcpu(Vcpu):
     def close(self) -> None:
         """Called by the VM."""
         self._cpu.close()
-
-
-def _instruction(code: bytes, state: CpuState) -> str:
-    """The instruction in words, for a reason: `iretd in mode p32 at CPL 0`."""
-    import capstone
-
-    bits = {"l64": capstone.CS_MODE_64, "p32": capstone.CS_MODE_32, "c32": capstone.CS_MODE_32}
-    decoder = capstone.Cs(capstone.CS_ARCH_X86, bits.get(state.mode, capstone.CS_MODE_16))
-    text = next((f"{i.mnemonic} {i.op_str}".strip() for i in decoder.disasm(code, 0, 1)), "these bytes")
-    return f"'{text}' in mode {state.mode} at CPL {state.cpl}"
