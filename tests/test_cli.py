@@ -34,7 +34,7 @@ def test_auto_falls_back_to_unicorn_and_says_why() -> None:
     result = vmmsim("run", "loop", VMMSIM_KVM_DEVICE="/nonexistent")
 
     assert result.returncode == 0
-    assert b"vmmsim: backend unicorn (kvm: /nonexistent does not exist)" in result.stderr
+    assert b"vmmsim: backend unicorn (kvm: /nonexistent is missing" in result.stderr
 
 
 def test_the_environment_names_the_backend() -> None:
@@ -313,7 +313,7 @@ def test_the_demo_works_without_kvm() -> None:
     result = vmmsim("demo", VMMSIM_KVM_DEVICE="/nonexistent")
 
     assert result.returncode == 0
-    assert b"Not here: kvm (/nonexistent does not exist)" in result.stdout
+    assert b"Not here: kvm (/nonexistent is missing" in result.stdout
     assert b"nothing to compare" in result.stdout
 
 
@@ -332,7 +332,7 @@ def test_doctor_for_people_names_the_fix_of_what_is_missing() -> None:
     text = result.stdout.decode()
 
     assert result.returncode == 0
-    assert "kvm: not usable: /nonexistent does not exist" in text
+    assert "kvm: not usable: /nonexistent is missing" in text
     assert "to mend it:" in text
     assert "--backend auto takes unicorn" in text
     assert "insn_budget" in text

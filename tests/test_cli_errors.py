@@ -38,7 +38,7 @@ def check(result: subprocess.CompletedProcess[bytes], code: int, *words: str) ->
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["run", "loop", "--bakcend", "kvm"], ["there is no option --bakcend", "did you mean --backend?"]),
+        (["run", "loop", "--bakcend", "kvm"], ["there is no option --bakcend", "did you mean --backend"]),
         (["rnu", "loop"], ["there is no verb 'rnu'", "did you mean 'run'"]),
         (["run"], ["missing argument", "vmmsim run --help"]),
         (["run", "loop", "-b", "unicron"], ["there is no backend 'unicron'", "did you mean 'unicorn'?"]),
@@ -138,7 +138,7 @@ def test_a_directory_is_no_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("device", "words"),
-    [("/nonexistent", ["/nonexistent does not exist"]), ("/dev/null", ["/dev/null is not a KVM"])],
+    [("/nonexistent", ["/nonexistent is missing"]), ("/dev/null", ["/dev/null is not a KVM"])],
 )
 def test_kvm_by_name_is_never_replaced(device: str, words: list[str]) -> None:
     result = vmmsim("run", "loop", "-b", "kvm", VMMSIM_KVM_DEVICE=device)

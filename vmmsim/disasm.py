@@ -4,8 +4,8 @@ An exit shows RIP as KVM does: at a read the instruction has not finished and RI
 it; at a write RIP is already behind it. x86 cannot be decoded backwards, so for a write the
 instruction is found by decoding forward from a known boundary below: the entry, or where
 RIP has been seen before. Where that does not lead to RIP, the bytes before RIP are tried,
-and believed only if their operand comes to the address that the exit has. Else there is no
-text: better none than a guess.
+and believed only if they store the exit's value at its address. Else there is no text:
+better none than a guess.
 
 Without capstone everything here answers None or nothing, and callers show bytes.
 """
@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from .cpu.paging import linear_to_gpa
-from .cpu.state import CpuState
+from .cpu.state import GPR_NAMES, CpuState
 from .errors import UsageError
 from .exits import Access
 from .memory import PAGE_SIZE, GuestMemory
@@ -31,8 +31,8 @@ _LONGEST = 15
 _REACH = 2048
 _TRIES = 4
 
-#: capstone's CS_OP_REG and CS_OP_MEM, which are the same in all its versions 4 and 5.
-_REG, _MEM = 1, 3
+#: capstone's CS_OP_REG, CS_OP_IMM and CS_OP_MEM, the same in all its versions 4 and 5.
+_REG, _IMM, _MEM = 1, 2, 3
 _BITS = {"real": 16, "v86": 16, "p16": 16, "c16": 16, "p32": 32, "c32": 32, "l64": 64}
 #: Instructions that reach memory through registers that capstone does not show as an operand.
 _IMPLICIT = ("push", "pop", "call", "ret", "iret", "int", "enter", "leave", "lcall", "xlat")
@@ -96,11 +96,10 @@ class CodeReader:
             found.append(Insn(insn.address, bytes(insn.bytes), text, "[" in insn.op_str))
         return found
 
-    def operand(self, state: CpuState, insn: Insn) -> tuple[int, int] | None:
-        """(address, size) that `insn` writes explicitly: a port, or a guest-physical address.
+    def store(self, state: CpuState, insn: Insn) -> tuple[int, int, int] | None:
+        """(address, size, value) of what `insn`, a MOV or OUT, stores, or None for all others.
 
-        `state` is the CPU's behind the instruction, so one that changes the registers of its
-        own address (STOS, PUSH) comes out wrong.
+        The address is a port or guest-physical; `state` is the CPU's behind the instruction.
         """
         engine = self._engine(_BITS[state.mode])
         if engine is None:
@@ -111,17 +110,20 @@ class CodeReader:
             operands = list(decoded.operands) if decoded is not None else []
         finally:
             engine.detail = False
-        if decoded is None or not operands:
+        if decoded is None or decoded.mnemonic not in ("mov", "movabs", "out") or len(operands) != 2:
             return None
-        target = operands[0]
-        if insn.text.startswith("out"):
-            source = operands[-1]
-            return (state.rdx & 0xFFFF if target.type == _REG else target.imm & 0xFF), source.size
+        target, source = operands
+        value = source.imm if source.type == _IMM else _register(state, decoded.reg_name(source.reg))
+        if value is None:
+            return None
+        if decoded.mnemonic == "out":
+            port = state.rdx & 0xFFFF if target.type == _REG else target.imm & 0xFF
+            return port, source.size, value
         if target.type != _MEM:
             return None
         linear = _effective(state, insn.end, target.mem, decoded.reg_name)
         gpa = linear_to_gpa(state, linear, self._memory.read)
-        return None if gpa is None else (gpa, target.size)
+        return None if gpa is None else (gpa, target.size, value & ((1 << 8 * target.size) - 1))
 
     def _engine(self, bits: int) -> Any:
         if bits not in self._engines:
@@ -139,17 +141,13 @@ def _effective(state: CpuState, end: int, operand: Any, reg_name: Any) -> int:
     """The linear address of a memory operand (SDM vol. 1, 3.7.5)."""
     base = reg_name(operand.base) or ""
     index = reg_name(operand.index) or ""
-    offset = operand.disp
-    if base.endswith("ip"):
-        offset += end
-    else:
-        offset += _register(state, base)
-    offset += _register(state, index) * operand.scale
-    # 16-bit addressing has 16-bit registers, 32-bit addressing 32-bit ones: the sum wraps there.
+    offset = operand.disp + (_register(state, index) or 0) * operand.scale
+    offset += end if base.endswith("ip") else _register(state, base) or 0
+    # The sum wraps at the width of the address's registers.
     name = base or index
     if name.startswith("e") or name.endswith("d"):
         offset &= 0xFFFFFFFF
-    elif not name.startswith("r") and name:
+    elif name and not name.startswith("r"):
         offset &= 0xFFFF
     segment = reg_name(operand.segment) or ("ss" if base.endswith(("bp", "sp")) else "ds")
     if state.mode == "l64":
@@ -158,17 +156,30 @@ def _effective(state: CpuState, end: int, operand: Any, reg_name: Any) -> int:
     return (getattr(state, segment).base + offset) & 0xFFFFFFFF
 
 
-def _register(state: CpuState, name: str) -> int:
-    """A register of addressing by its name in any width: rax, eax, bx, r8d."""
-    if not name or name.endswith("z"):  # eiz, riz: no index
-        return 0
-    if name[0] == "r" and name[1:].rstrip("d").isdigit():
-        value: int = getattr(state, name.rstrip("d"))
-        return value & 0xFFFFFFFF if name.endswith("d") else value
-    if name[0] == "r":
-        return int(getattr(state, name))
-    mask = 0xFFFFFFFF if name[0] == "e" else 0xFFFF
-    return int(getattr(state, "r" + name.removeprefix("e"))) & mask
+def _names(field: str) -> dict[str, tuple[str, int, int]]:
+    """The names of a register's parts -> (field of CpuState, shift, mask)."""
+    stem = field[1:]
+    if stem.isdigit():
+        wide, byte = (field + "d", field + "w"), field + "b"
+    else:
+        wide, byte = ("e" + stem, stem), (stem[0] if stem.endswith("x") else stem) + "l"
+    names = {field: 0xFFFFFFFFFFFFFFFF, wide[0]: 0xFFFFFFFF, wide[1]: 0xFFFF, byte: 0xFF}
+    found = {name: (field, 0, mask) for name, mask in names.items()}
+    if stem.endswith("x"):
+        found[stem[0] + "h"] = (field, 8, 0xFF)
+    return found
+
+
+_REGISTERS = {name: part for field in GPR_NAMES for name, part in _names(field).items()}
+
+
+def _register(state: CpuState, name: str | None) -> int | None:
+    """A general register, or a part of one, by its name: rax, ah, r8d. None for others."""
+    if name not in _REGISTERS:
+        return None
+    field, shift, mask = _REGISTERS[name]
+    value: int = getattr(state, field)
+    return value >> shift & mask
 
 
 class ExitLocator:
@@ -224,12 +235,13 @@ class ExitLocator:
         return None
 
     def _by_operand(self, state: CpuState, end: int, exit: Access) -> Insn | None:
-        """The instruction that ends at `end` and whose operand is `exit`'s address and size."""
+        """The MOV or OUT that ends at `end` and stores just what `exit` shows, where it does."""
         for length in range(_LONGEST, 0, -1):
             insn = next(iter(self.code.decode(state, end - length, size=length)), None)
             if insn is None or insn.end != end or not insn.may_make(exit):
                 continue
-            if self.code.operand(state, insn) == (exit.address, exit.size):
+            value: int = exit.value  # type: ignore[attr-defined]
+            if self.code.store(state, insn) == (exit.address, exit.size, value):
                 self.learn(insn.address)
                 return insn
         return None

@@ -32,7 +32,15 @@ def backend_class(name: str) -> type[Backend]:
 
 def availability(name: str) -> Availability:
     """Whether `name` can be opened here, with the reason."""
-    return backend_class(name).availability()
+    try:
+        return backend_class(name).availability()
+    except ImportError as error:
+        # A Python without ctypes, or a third party's backend with a library missing.
+        from .base import Availability
+
+        return Availability(
+            usable=False, reason=f"it cannot be imported: {error}", fix="install what is missing"
+        )
 
 
 def open_backend(name: str) -> tuple[Backend, str]:
@@ -47,7 +55,7 @@ def open_backend(name: str) -> tuple[Backend, str]:
         if not found.usable:
             raise BackendUnavailable(name, found.reason, hint=found.fix)
         return backend_class(name)(), f"{name} (asked for)"
-    missing = []
+    missing: list[str] = []
     for candidate in REGISTRY:
         found = availability(candidate)
         if found.usable:

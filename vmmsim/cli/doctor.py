@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import textwrap
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -97,9 +98,10 @@ def _show(report: dict[str, Any]) -> None:
             if entry["fix"]:
                 click.echo(f"  to mend it: {entry['fix']}")
             continue
-        click.echo(f"  {'runs as':<16} {entry['provenance']}")
+        click.echo(f"  runs as {entry['provenance']}")
         for line in entry["findings"]:
-            click.echo(f"  {line['what']:<16} {line['finding']}")
+            text = f"{line['what']}: {line['finding']}"
+            click.echo(textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="    "))
     click.echo()
     usable = {name: entry for name, entry in report["backends"].items() if entry["usable"]}
     if not usable:
@@ -118,11 +120,6 @@ def _show_capabilities(usable: dict[str, Any]) -> None:
         if field != "refuses"
     ]
     table(("capability", *usable, "unit"), rows)
-    for name, entry in usable.items():
-        refuses = entry["capabilities"]["refuses"]
-        click.echo(
-            f"\n{name} refuses here: " + ("; ".join(refuses) if refuses else "nothing that was probed")
-        )
 
 
 def _word(value: Any) -> str:

@@ -84,10 +84,16 @@ class _Verbs(click.Group):
 
     def main(self, args: Sequence[str] | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         """Run, and end the process with the right code; what went wrong is a line on stderr."""
-        extra.update(standalone_mode=False, prog_name="vmmsim")
+        if "_VMMSIM_COMPLETE" in os.environ:  # a shell asks for completions
+            super().main(args, prog_name="vmmsim")
         with _ending_signals():
-            code = _guarded(lambda: click.Group.main(self, args, **extra))
+            code = _guarded(lambda: self._dispatch(sys.argv[1:] if args is None else list(args)))
         sys.exit(code)
+
+    def _dispatch(self, args: list[str]) -> Any:
+        # click's own main() would turn a closed pipe into exit code 1, which is a guest's.
+        with self.make_context("vmmsim", args) as ctx:
+            return self.invoke(ctx)
 
 
 @click.group(
@@ -112,8 +118,9 @@ def _guarded(run: Callable[[], Any]) -> int:
     """The exit code of `run`, with every error told in the words of its kind."""
     try:
         result = run()
-        _flush_stdout()
-        return result if isinstance(result, int) else 0
+        return _flushed(result if isinstance(result, int) else 0)
+    except click.exceptions.Exit as error:  # --help, --version
+        return _flushed(error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else error.format_message(), err=True)
         return _USAGE
@@ -151,7 +158,7 @@ def _usage_error(error: click.ClickException) -> None:
     if isinstance(error, click.NoSuchOption):
         message = f"there is no option {error.option_name}"
         if error.possibilities:
-            hint = "did you mean " + " or ".join(sorted(error.possibilities)) + "?"
+            hint = "did you mean " + " or ".join(error.possibilities) + "?"
     ctx = error.ctx if isinstance(error, click.UsageError) else None
     if not hint and ctx is not None and "did you mean" not in message.lower():
         hint = f"see: {ctx.command_path} --help"
@@ -178,9 +185,15 @@ def _traceback() -> None:
     click.echo(traceback.format_exc(), err=True, nl=False)
 
 
-def _flush_stdout() -> None:
-    if sys.stdout is not None:
-        sys.stdout.flush()
+def _flushed(code: int) -> int:
+    """`code`, or that of a closed pipe if stdout cannot take what is left in its buffer."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _abandon_stdout()
+        return _PIPE
+    return code
 
 
 def _abandon_stdout() -> None:
