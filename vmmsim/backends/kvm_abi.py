@@ -8,6 +8,8 @@ C program against the headers and compares every number, size and offset.
 from __future__ import annotations
 
 from ctypes import Structure, Union, c_char, c_uint8, c_uint16, c_uint32, c_uint64
+from functools import cache
+from typing import Any
 
 __all__ = ["CONSTANTS", "IOCTLS", "STRUCTS"]
 
@@ -384,19 +386,17 @@ STRUCTS: dict[str, tuple[type[Structure], tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-def msrs(count: int) -> Structure:
+@cache
+def _with_entries(head: type[Structure], entry: type[Structure], count: int) -> type[Structure]:
+    fields = (*head._fields_, ("entries", entry * count))
+    return type(head.__name__, (Structure,), {"_fields_": fields})
+
+
+def msrs(count: int) -> Any:
     """A `struct kvm_msrs` with room for `count` entries, in `.entries`."""
-
-    class Filled(Structure):
-        _fields_ = (*Msrs._fields_, ("entries", MsrEntry * count))
-
-    return Filled(nmsrs=count)
+    return _with_entries(Msrs, MsrEntry, count)(nmsrs=count)
 
 
-def cpuid2(count: int) -> Structure:
+def cpuid2(count: int) -> Any:
     """A `struct kvm_cpuid2` with room for `count` entries, in `.entries`."""
-
-    class Filled(Structure):
-        _fields_ = (*Cpuid2._fields_, ("entries", CpuidEntry2 * count))
-
-    return Filled(nent=count)
+    return _with_entries(Cpuid2, CpuidEntry2, count)(nent=count)

@@ -136,7 +136,8 @@ def livelock(code: bytes, *, real_mode: bool, long_mode: bool, hypercalls_patche
     Called for a vCPU whose registers have stood still for the watchdog's time. That alone
     proves nothing (`jmp $` is a legal guest), so only what is known to hang KVM's
     emulator counts: INT n with n >= 0x80 in real mode (kvm_pvm sign-extends n), VMCALL and
-    VMMCALL where KVM patches them in memory, FXSAVE to MMIO.
+    VMMCALL where KVM patches them in memory, FXSAVE to MMIO. An LGDT from MMIO, which makes the
+    same read exit for ever, does make exits: a budget ends that.
     """
     at = 0
     while at < len(code) and code[at] in _LEGACY_PREFIXES:

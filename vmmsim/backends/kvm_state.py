@@ -8,7 +8,7 @@ header at 512, the high halves of YMM at the offset that CPUID leaf 0xD says.
 from __future__ import annotations
 
 import struct
-from ctypes import Structure
+from typing import Any
 
 from ..cpu.msrs import STATE_MSRS
 from ..cpu.state import SEGMENT_NAMES, CpuState, Events, FpuState, Registers, Segment, Table
@@ -161,7 +161,7 @@ def events_to(events: Events, *, triple_fault_event: bool = True) -> abi.VcpuEve
     return native
 
 
-def msrs_to(values: dict[int, int]) -> Structure:
+def msrs_to(values: dict[int, int]) -> Any:
     """A struct kvm_msrs with all of STATE_MSRS; one that `values` lacks has its reset value."""
     native = abi.msrs(len(STATE_MSRS))
     for at, (index, reset) in enumerate(STATE_MSRS.items()):

@@ -350,8 +350,10 @@ class KvmVcpu(Vcpu):
 
     def _settle(self) -> bool:
         """Finish the instruction in flight. False when it waits for the answer to a read."""
-        if self._thread and self._thread != threading.get_ident():
-            raise UsageError("the vCPU is running", hint="stop it with cancel() before you look at it")
+        if self._thread:
+            if self._thread != threading.get_ident():
+                raise UsageError("the vCPU is running", hint="stop it with cancel() before you look at it")
+            return False  # a handler looks: the access that it answers is half done
         if not self._reply():
             return False
         if self._u32[_REASON] not in _NO_EXIT:
@@ -448,8 +450,8 @@ class KvmVcpu(Vcpu):
     def _check_settled(self) -> None:
         if not self._settle():
             raise UsageError(
-                "the vCPU waits for the answer to a read",
-                hint="call exit.reply(value) before registers are set",
+                "the vCPU is in the middle of an instruction: it waits for the answer to a read",
+                hint="call exit.reply(value), or let the handler return, before registers are set",
             )
 
     def read_msr(self, index: int) -> int:
