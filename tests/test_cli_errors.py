@@ -214,15 +214,24 @@ def _memory_of(*arguments: str | Path) -> tuple[int, int]:
 
 
 @posix
-def test_a_million_writes_to_a_hole_take_no_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "code",
+    [
+        # mov ecx, 1000000; next: mov [0x10000000], eax; loop next; hlt
+        "b940420f00 890500000010 e2f8 f4",
+        # mov ecx, 100000; mov edi, 0x10000000; next: mov [edi], eax; add edi, 4; loop next; hlt
+        "b9a0860100 bf00000010 8907 83c704 e2f9 f4",
+    ],
+    ids=["a million in one place", "a hundred thousand places"],
+)
+def test_writes_to_a_hole_take_no_memory(tmp_path: Path, code: str) -> None:
     image = tmp_path / "hole"
-    # mov ecx, 1000000; mov edi, 0x10000000; next: mov [edi], eax; add edi, 4; loop next; hlt
-    image.write_bytes(bytes.fromhex("b940420f00 bf00000010 8907 83c704 e2f9 f4"))
+    image.write_bytes(bytes.fromhex(code))
 
     quiet, baseline = _memory_of("run", "loop", "-b", "unicorn")
-    code, peak = _memory_of("run", image, "-b", "unicorn", "--mode", "p32", "--timeout", "50")
+    ended, peak = _memory_of("run", image, "-b", "unicorn", "--mode", "p32", "--timeout", "50")
 
-    assert (quiet, code) == (0, 0)
+    assert (quiet, ended) == (0, 0)
     assert peak - baseline < 24
 
 
@@ -344,6 +353,18 @@ def test_ctrl_c_ends_a_guest_that_waits_for_input(backend_name: str) -> None:
 
     assert child.returncode == 130
     assert b"stopped by Ctrl-C" in stderr
+
+
+@posix
+def test_the_time_runs_out_for_a_guest_that_waits_for_input(backend_name: str) -> None:
+    child = start(
+        "run", "echo", "-b", backend_name, "--timeout", "300ms",
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert child.wait(20) == 124
+    _, stderr = child.communicate(timeout=20)
+
+    assert b"seconds is spent" in stderr
 
 
 # Ourselves.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cli_tools import EXIT_WITH, JUMP_INTO_NOTHING, SPIN, Terminal
+from cli_tools import EXIT_WITH, JUMP_INTO_NOTHING, SPIN, Terminal, start
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="terminals with termios are POSIX's")
 
@@ -159,3 +160,22 @@ def test_tables_on_a_terminal_are_richs_and_plain_with_no_color(on_terminal: Cal
     assert b"\x1b[" in coloured.text
     assert b"\x1b[" not in plain.text
     assert b"loop" in coloured.text
+
+
+def test_a_pty_as_the_serial_port(backend_name: str) -> None:
+    child = start(
+        "run", "echo", "-b", backend_name, "-q", "--serial", "pty",
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert child.stderr is not None
+    path = child.stderr.readline().decode().split()[-1]
+    line = os.open(path, os.O_RDWR | os.O_NOCTTY)
+    os.write(line, b"by pty")
+    echoed = b""
+    while len(echoed) < 6:
+        echoed += os.read(line, 100)
+    os.write(line, b"\n")  # ends the guest, and with it the pty
+    os.close(line)
+    stdout, _ = child.communicate(timeout=20)
+
+    assert (child.returncode, stdout, echoed) == (0, b"", b"by pty")

@@ -82,6 +82,7 @@ def _text(text: str) -> None:
 
 
 def _show(text: str) -> None:
+    """What the machine says: indented."""
     click.echo(textwrap.indent(text, "    "))
 
 
@@ -111,7 +112,7 @@ def _vm(backends: list[Backend]) -> None:
     _text(
         """\
         A VMM (QEMU, Firecracker, this program) asks a CPU to run foreign code and answers what
-        the code asks for. With KVM the CPU is the real one: open /dev/kvm, ask for a VM
+        the code asks for. With KVM it is the CPU of the host: open /dev/kvm, ask for a VM
         (KVM_CREATE_VM), and get a file descriptor for an empty machine. With Unicorn the CPU is
         a program. The VMM is the same for both; that is what this demo shows."""
     )
@@ -119,6 +120,12 @@ def _vm(backends: list[Backend]) -> None:
         vm = backend.create_vm()
         vm.close()
         _show(f"{backend.provenance}: a VM made, and closed again")
+    if any(backend.provenance == "kvm/pvm" for backend in backends):
+        _text(
+            """\
+            (This host's KVM is kvm_pvm: it runs 64-bit user code on the CPU, and all other code,
+            like that of this demo, in an emulator in the kernel. The exits are the same.)"""
+        )
 
 
 def _memory(backends: list[Backend]) -> None:
@@ -213,14 +220,15 @@ def _step_all(machine: Machine) -> list[str]:
         exit = machine.step_exit()
         state = machine.vcpu.state()
         if not isinstance(exit, Access):
-            lines.append(f"{exit.kind}, rip {state.rip:#x}")
+            lines.append(f"{exit.kvm}, rip {state.rip:#x}")
             return lines
         insn = locator.instruction(state, exit)
         machine.answer(exit)
-        lines.append(
-            f"{exit.kind} of {exit.size} byte at {exit.address:#x} = {exit.value_text()}, "
-            f"rip {state.rip:#x}" + (f"   {insn.text}" if insn else "")
+        verb = "write" if exit.is_write else "read"
+        line = (
+            f"{exit.kvm}, {verb} {exit.size} at {exit.address:#x} = {exit.value_text()}, rip {state.rip:#x}"
         )
+        lines.append(line + (f"  {insn.text.replace('byte ptr ', '')}" if insn else ""))
 
 
 class _Player:

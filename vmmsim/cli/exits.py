@@ -61,6 +61,8 @@ def command(limit: int | None, as_json: bool, **options: Any) -> int:
                 end = lister.run(limit)
             except DeviceError as error:
                 end = error
+            except KeyboardInterrupt:
+                end = Cancelled()
         if isinstance(end, Cancelled) and spent:
             end = BudgetSpent(spent[0].unit, spent[0].amount)
         return _finish(machine, lister, end)
@@ -216,7 +218,7 @@ def _finish(machine: Machine, lister: _Lister, end: Exit | DeviceError | None) -
         say(f"{lister.count} exits shown, as --limit says; the guest has not ended ({counts})")
         return 0
     result = outcome(end) if isinstance(end, Exit) else Outcome(end.exit_code, abnormal=True)
-    if result.abnormal:
+    if result.abnormal or isinstance(end, Cancelled):
         from ..postmortem import postmortem
 
         click.echo(postmortem(machine, end), err=True)

@@ -186,6 +186,7 @@ def _detail(end: Exit | DeviceError | None) -> str:
 def _judge(machine: Machine, end: Exit | DeviceError, stop: _Stop) -> Outcome:
     """Say on stderr how it ended, where that was not as it should be."""
     result = outcome(end) if isinstance(end, Exit) else Outcome(end.exit_code, abnormal=True)
+    _end_line(machine)
     if isinstance(end, Cancelled):
         if stop.asked:
             say("stopped by Ctrl-a x")
@@ -199,6 +200,18 @@ def _judge(machine: Machine, end: Exit | DeviceError, stop: _Stop) -> Outcome:
     if result.note:
         say(result.note)
     return result
+
+
+def _end_line(machine: Machine) -> None:
+    """On a terminal, what vmmsim or the shell says next begins on a line of its own."""
+    written = len(machine.output)
+    if (
+        written
+        and machine.output.since(written - 1) != b"\n"
+        and sys.stderr is not None
+        and sys.stderr.isatty()
+    ):
+        click.echo("", err=True)
 
 
 def _print_json(machine: Machine, target: Target, end: Exit | DeviceError, result: Outcome) -> None:
