@@ -6,11 +6,14 @@ from itertools import pairwise
 
 import pytest
 
-from vmmsim import layout
+from vmmsim import Machine, layout
+from vmmsim.budget import seconds
 from vmmsim.cpu import modes
 from vmmsim.cpu.descriptors import decode_descriptor, decode_system64
 from vmmsim.cpu.paging import linear_to_gpa
 from vmmsim.errors import UsageError
+from vmmsim.exits import GuestExit
+from vmmsim.loaders import load_bytes
 from vmmsim.memory import GuestMemory
 
 EXPECTED = {"real": "real", "reset": "real", "p16": "p16", "p32": "p32", "l64": "l64", "l64u": "l64"}
@@ -135,3 +138,19 @@ def test_bad_requests_are_refused() -> None:
         modes.real(0x10000, 0)
     with pytest.raises(UsageError, match="aligned"):
         modes.setup("p32", 0, tables=0x90010)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_preset_runs_code_on_each_backend(name: str, backend_name: str) -> None:
+    code = bytes.fromhex("b007 e6f4")  # mov al, 7; out 0xf4, al: the same bytes in every mode
+    at = 0xFFFFFFF0 if name == "reset" else 0x7C00
+    # Up to 4 GiB, where the reset vector is; the host only gives the pages that are touched.
+    with Machine(backend=backend_name, memory=4 << 30 if name == "reset" else 1 << 20) as machine:
+        machine.load(load_bytes(code, load_address=at, mode=name))
+        before = machine.cpu.state()
+        assert (before.mode, before.cpl) == (EXPECTED[name], 3 if name == "l64u" else 0)
+        assert machine.run(budget=seconds(10)) == GuestExit(7)
+        after = machine.cpu.state()
+        assert after.rax == 7
+        assert after.linear_rip == at + 4
+        assert (after.mode, after.cpl) == (before.mode, before.cpl)
