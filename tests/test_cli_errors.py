@@ -293,16 +293,40 @@ def test_a_stdout_that_is_full_or_closed_is_no_traceback(verb: list[str]) -> Non
 
 
 @posix
-def test_no_stdout_at_all_is_an_error_in_words() -> None:
+@pytest.mark.parametrize(
+    "verb",
+    [["guests"], ["exits", "lwn", "-q"], ["run", "lwn", "-q", "--json"], ["run", "lwn", "-q"], ["--help"]],
+)
+@pytest.mark.parametrize("redirection", [">/dev/full", ">&-"])
+def test_a_stdout_that_cannot_be_written_is_an_error_in_words(verb: list[str], redirection: str) -> None:
+    if redirection == ">/dev/full" and not os.path.exists("/dev/full"):
+        pytest.skip("this system has no /dev/full")
+    if verb == ["--help"] and redirection == ">&-":
+        pytest.skip("click prints its help nowhere then")
     result = subprocess.run(
-        ["sh", "-c", '"$0" -m vmmsim run lwn -b unicorn -q >&-', sys.executable],
+        ["sh", "-c", f'"$0" -m vmmsim "$@" {redirection}', sys.executable, *verb],
         capture_output=True,
+        stdin=subprocess.DEVNULL,
         timeout=50,
-        env=environment(),
+        env=environment(VMMSIM_BACKEND="unicorn"),
         check=False,
     )
 
-    check(result, 125, "standard output")
+    check(result, 125, "standard output", "hint:")
+
+
+@posix
+def test_a_stderr_that_cannot_be_written_changes_no_exit_code() -> None:
+    for redirection in ("2>&-", "2>/dev/full"):
+        result = subprocess.run(
+            ["sh", "-c", f'"$0" -m vmmsim run fault -b unicorn {redirection}', sys.executable],
+            stdout=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            timeout=50,
+            env=environment(),
+            check=False,
+        )
+        assert (result.returncode, result.stdout) == (120, b"")
 
 
 @posix

@@ -8,6 +8,7 @@ import click
 
 from ..errors import ImageError, ImageNotFound, UsageError
 from .common import parse_address
+from .output import out, say
 
 __all__ = ["command"]
 
@@ -35,10 +36,10 @@ def command(file: str, output: str | None, bits: str, address: str) -> None:
     code = assemble(source, int(bits), parse_address(address, "--address"))
     if output is None:
         for at in range(0, len(code), 16):
-            click.echo(code[at : at + 16].hex(" "))
+            out(code[at : at + 16].hex(" "))
         return
     try:
         Path(output).write_bytes(code)
     except OSError as error:
         raise UsageError(f"'{output}' cannot be written: {error.strerror}", hint="check the path") from error
-    click.echo(f"vmmsim: {len(code)} bytes in {output}", err=True)
+    say(f"{len(code)} bytes in {output}")

@@ -16,7 +16,7 @@ from ..budget import Budget, exits, insns, seconds
 from ..config import MachineConfig
 from ..errors import ImageNotFound, UsageError
 from ..memory import format_size, parse_size
-from .main import say
+from .output import say
 
 if TYPE_CHECKING:
     from ..devices.base import CharSink, CharSource

@@ -17,7 +17,7 @@ from ..disasm import CodeReader, ExitLocator
 from ..errors import BackendUnavailable
 from ..exits import Access, Exit
 from ..machine import Machine
-from .show import fancy
+from .output import fancy, note, out
 
 __all__ = ["command"]
 
@@ -39,7 +39,7 @@ def command(pause: bool) -> None:
         step(backends)
         if pause and number < len(steps):
             _wait()
-    click.echo()
+    out("")
     _text(
         """\
         Go on: `vmmsim run guess` to play it yourself, `vmmsim exits guess` to see each of its
@@ -58,32 +58,32 @@ def _backends() -> list[Backend]:
     if not found:
         raise BackendUnavailable("auto", "; ".join(missing), hint="see: vmmsim doctor")
     names = " and ".join(backend.provenance for backend in found)
-    click.echo(f"CPUs here: {names}" + (f". Not here: {', '.join(missing)}" if missing else ""))
+    out(f"CPUs here: {names}" + (f". Not here: {', '.join(missing)}" if missing else ""))
     return found
 
 
 def _wait() -> None:
-    if sys.stdin is None:
+    if sys.stdin is None or not sys.stdin.isatty():
         return
-    click.echo("\n-- Enter --", nl=False, err=True)
+    note("\n-- Enter --")
     with contextlib.suppress(EOFError):
         input()
 
 
 def _title(number: int, text: str) -> None:
     line = f"{number}. {text}"
-    click.echo()
-    click.echo(click.style(line, bold=True) if fancy() else line)
-    click.echo("-" * len(line))
+    out("")
+    out(click.style(line, bold=True) if fancy() else line)
+    out("-" * len(line))
 
 
 def _text(text: str) -> None:
-    click.echo(textwrap.fill(" ".join(text.split()), 80))
+    out(textwrap.fill(" ".join(text.split()), 80))
 
 
 def _show(text: str) -> None:
     """What the machine says: indented."""
-    click.echo(textwrap.indent(text, "    "))
+    out(textwrap.indent(text, "    "))
 
 
 @contextlib.contextmanager

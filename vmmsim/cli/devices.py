@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .common import json_option
-from .show import table
+from .output import out, table
 
 if TYPE_CHECKING:
     from ..models import DeviceSpec
@@ -31,7 +31,7 @@ def command(model: str | None, as_json: bool) -> None:
 
         keys = ("name", "space", "start", "length", "irq", "about")
         rows = [{k: getattr(s, k) for k in keys} | {"models": having[s.name]} for s in specs]
-        click.echo(msgspec.json.encode(rows))
+        out(msgspec.json.encode(rows))
         return
     table(
         ("device", "bus", "addresses", "irq", "model", "what it does"),

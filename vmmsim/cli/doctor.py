@@ -11,7 +11,7 @@ import click
 
 from .. import __version__
 from .common import json_option
-from .show import table
+from .output import out, table
 
 __all__ = ["command", "examine"]
 
@@ -79,36 +79,36 @@ def command(as_json: bool) -> int:
     if as_json:
         import msgspec
 
-        click.echo(msgspec.json.encode(report))
+        out(msgspec.json.encode(report))
     else:
         _show(report)
     return 0 if report["auto"] else 126
 
 
 def _show(report: dict[str, Any]) -> None:
-    click.echo(f"vmmsim {report['vmmsim']}, Python {report['python']}, {report['host']}")
+    out(f"vmmsim {report['vmmsim']}, Python {report['python']}, {report['host']}")
     for name, number in report["libraries"].items():
         need = _NEEDED_FOR.get(name)
         note = f"missing (for {need})" if number is None and need else number or "missing"
-        click.echo(f"  {name:<16} {note}")
+        out(f"  {name:<16} {note}")
     for name, entry in report["backends"].items():
-        click.echo()
-        click.echo(f"{name}: {'usable' if entry['usable'] else 'not usable'}: {entry['reason']}")
+        out("")
+        out(f"{name}: {'usable' if entry['usable'] else 'not usable'}: {entry['reason']}")
         if not entry["usable"]:
             if entry["fix"]:
-                click.echo(f"  to mend it: {entry['fix']}")
+                out(f"  to mend it: {entry['fix']}")
             continue
-        click.echo(f"  runs as {entry['provenance']}")
+        out(f"  runs as {entry['provenance']}")
         for line in entry["findings"]:
             text = f"{line['what']}: {line['finding']}"
-            click.echo(textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="    "))
-    click.echo()
+            out(textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="    "))
+    out("")
     usable = {name: entry for name, entry in report["backends"].items() if entry["usable"]}
     if not usable:
-        click.echo("No backend is usable: mend one of the above.")
+        out("No backend is usable: mend one of the above.")
         return
     _show_capabilities(usable)
-    click.echo(f"\n--backend auto takes {report['auto']}.")
+    out(f"\n--backend auto takes {report['auto']}.")
 
 
 def _show_capabilities(usable: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from ..errors import DeviceError
 from ..exits import Access, BudgetSpent, Cancelled, Exit, Halt
 from ..outcome import Outcome, outcome
 from .common import Choices, Target, budgets, choose_input, guest_options, json_option, open_machine, resolve
-from .main import say
+from .output import note, out, say
 
 if TYPE_CHECKING:
     from ..devices.base import CharSource
@@ -170,7 +170,7 @@ class _Lister:
             line = "  ".join(part.ljust(width) for part, width in zip(parts, widths, strict=True))
         else:
             line = _packed([part for part in parts if part], self._width)
-        click.echo(line.rstrip())
+        out(line.rstrip())
 
     def _print_json(self, exit: Exit, rip: int, insn: str) -> None:
         import msgspec
@@ -185,7 +185,7 @@ class _Lister:
             )
         else:
             record["detail"] = exit.describe()
-        click.echo(msgspec.json.encode({**record, "rip": rip, "insn": insn or None}))
+        out(msgspec.json.encode({**record, "rip": rip, "insn": insn or None}))
 
 
 def _value(exit: Access) -> str:
@@ -221,7 +221,7 @@ def _finish(machine: Machine, lister: _Lister, end: Exit | DeviceError | None) -
     if result.abnormal or isinstance(end, Cancelled):
         from ..postmortem import postmortem
 
-        click.echo(postmortem(machine, end), err=True)
+        note(postmortem(machine, end))
     say(f"{lister.count} exits: {counts}" + (f"; {result.note}" if result.note else ""))
     if len(machine.output):
         say(f"the guest printed: {_quoted(machine.output.data)}")

@@ -7,7 +7,7 @@ import sys
 import click
 
 from .common import json_option
-from .show import table
+from .output import out, table
 
 __all__ = ["command"]
 
@@ -20,18 +20,18 @@ def command(source: str | None, as_json: bool) -> None:
     from .. import guests
 
     if source is not None:
-        click.echo(guests.load(source).source, nl=False)
+        out(guests.load(source).source, newline=False)
         return
     found = [guests.load(name) for name in guests.names()]
     if as_json:
         import msgspec
 
         rows = [{"name": guest.name, **msgspec.to_builtins(guest.manifest)} for guest in found]
-        click.echo(msgspec.json.encode(rows))
+        out(msgspec.json.encode(rows))
         return
     table(
         ("guest", "mode", "bytes", "what it does"),
         [(g.name, g.manifest.mode, str(len(g.code)), g.manifest.title) for g in found],
     )
     if sys.stdout is not None and sys.stdout.isatty():
-        click.echo("\nRun one:  vmmsim run guess     See its exits:  vmmsim exits echo")
+        out("\nRun one:  vmmsim run guess     See its exits:  vmmsim exits echo")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import os
 import signal
 import sys
@@ -19,8 +20,9 @@ import click
 
 from .. import __version__
 from ..errors import VmmsimError
+from .output import note, say
 
-__all__ = ["VERBS", "cli", "main", "say"]
+__all__ = ["VERBS", "cli", "main"]
 
 #: verb -> (module in vmmsim.cli, one line of help). The module has a click command `command`.
 VERBS: dict[str, tuple[str, str]] = {
@@ -33,6 +35,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "asm": ("asm", "Assemble a source file to a flat binary."),
 }
 
+_NO_ROOM = (errno.ENOSPC, errno.EIO, errno.EFBIG)
 _USAGE = 125
 _CTRL_C = 130
 _PIPE = 141
@@ -49,12 +52,6 @@ Exit codes:
   127    no such guest or image
   130    stopped by Ctrl-C; 141 the reader of stdout went away
 """
-
-
-def say(text: str) -> None:
-    """A line on stderr, which carries everything that is not the guest's output or JSON."""
-    with contextlib.suppress(OSError, ValueError):
-        click.echo(f"vmmsim: {text}", err=True)
 
 
 class _Verbs(click.Group):
@@ -122,7 +119,7 @@ def _guarded(run: Callable[[], Any]) -> int:
     except click.exceptions.Exit as error:  # --help, --version
         return _flushed(error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.ctx.get_help() if error.ctx else error.format_message(), err=True)
+        note(error.ctx.get_help() if error.ctx else error.format_message())
         return _USAGE
     except click.ClickException as error:
         _usage_error(error)
@@ -137,12 +134,19 @@ def _guarded(run: Callable[[], Any]) -> int:
         if isinstance(error.__cause__, BrokenPipeError):
             _abandon_stdout()
             return _PIPE
+        if isinstance(error.__cause__, OSError):
+            # Perhaps it was stdout that failed: its buffer must not fail once more.
+            _flushed(0)
         if os.environ.get("VMMSIM_DEBUG"):
             _traceback()
         _error(error.message, error.hint)
         return error.exit_code
     except Exception as error:
-        _internal_error(error)
+        if isinstance(error, OSError) and error.errno in _NO_ROOM and error.filename is None:
+            _abandon_stdout()  # click's own output: the help
+            _error(f"standard output cannot be written: {error.strerror}", "check where it is redirected to")
+        else:
+            _internal_error(error)
         return _USAGE
 
 
@@ -182,22 +186,22 @@ def _internal_error(error: Exception) -> None:
 def _traceback() -> None:
     import traceback
 
-    click.echo(traceback.format_exc(), err=True, nl=False)
+    note(traceback.format_exc().rstrip())
 
 
 def _flushed(code: int) -> int:
-    """`code`, or that of a closed pipe if stdout cannot take what is left in its buffer."""
+    """`code`, or another if stdout cannot take what is left in its buffer."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         _abandon_stdout()
-        return _PIPE
+        return _PIPE if isinstance(error, BrokenPipeError) else _USAGE
     return code
 
 
 def _abandon_stdout() -> None:
-    """The reader of stdout is gone: the interpreter must not flush into the pipe at its end."""
+    """stdout cannot be written: the interpreter must not flush into it once more at its end."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())

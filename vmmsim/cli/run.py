@@ -14,7 +14,7 @@ from ..errors import DeviceError, UsageError
 from ..exits import Cancelled, Exit
 from ..outcome import Outcome, outcome
 from .common import Choices, Target, budgets, choose_input, guest_options, json_option, open_machine, resolve
-from .main import say
+from .output import note, out, say
 
 if TYPE_CHECKING:
     from ..budget import Budget
@@ -96,7 +96,7 @@ def _keys(stop: _Stop) -> Callable[[bytes], bytes]:
             if word == "quit":
                 stop()
             else:
-                click.echo("\n" + HELP, err=True)
+                note("\n" + HELP)
         return kept
 
     return keys
@@ -127,7 +127,7 @@ def _terminal(serial: str, choices: Choices) -> Iterator[None]:
         return
     with RawTerminal() as terminal:
         if terminal.active and not choices.quiet:
-            click.echo(BANNER, err=True)
+            note(BANNER)
         yield
 
 
@@ -196,7 +196,7 @@ def _judge(machine: Machine, end: Exit | DeviceError, stop: _Stop) -> Outcome:
     if result.abnormal:
         from ..postmortem import postmortem
 
-        click.echo(postmortem(machine, end), err=True)
+        note(postmortem(machine, end))
     if result.note:
         say(result.note)
     return result
@@ -211,7 +211,7 @@ def _end_line(machine: Machine) -> None:
         and sys.stderr is not None
         and sys.stderr.isatty()
     ):
-        click.echo("", err=True)
+        note("")
 
 
 def _print_json(machine: Machine, target: Target, end: Exit | DeviceError, result: Outcome) -> None:
@@ -236,5 +236,4 @@ def _print_json(machine: Machine, target: Target, end: Exit | DeviceError, resul
             for bus in (machine.ports, machine.mmio)
         },
     }
-    if sys.stdout is not None:
-        click.echo(msgspec.json.encode(report))
+    out(msgspec.json.encode(report))
