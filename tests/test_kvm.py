@@ -95,7 +95,7 @@ def bench(backend: kvm.KvmBackend) -> Iterator[Bench]:
 
 
 class Recorder:
-    """A handler that notes each access and answers reads with 1, 2, 3..."""
+    """A handler that notes each access and answers reads with its number, cut to the size."""
 
     def __init__(self) -> None:
         self.log: list[tuple[object, ...]] = []
@@ -107,13 +107,13 @@ class Recorder:
         return len(self.log)
 
     def port_read(self, port: int, size: int, /) -> int:
-        return self._note("in", port, size)
+        return self._note("in", port, size) & (1 << 8 * size) - 1
 
     def port_write(self, port: int, size: int, value: int, /) -> None:
         self._note("out", port, size, value)
 
     def mmio_read(self, gpa: int, size: int, /) -> int:
-        return self._note("load", gpa, size)
+        return self._note("load", gpa, size) & (1 << 8 * size) - 1
 
     def mmio_write(self, gpa: int, size: int, value: int, /) -> None:
         self._note("store", gpa, size, value)
@@ -595,6 +595,47 @@ def test_a_cancel_does_not_split_an_instruction(bench: Bench) -> None:
     assert isinstance(bench.vcpu.run(), MmioWrite)
     assert bench.vcpu.run() == Cancelled()
     assert bench.vcpu.run() == Halt()
+
+
+@pytest.mark.kvm
+@pytest.mark.timeout(30)
+def test_a_thousand_cancels_lose_no_access_and_make_none_twice(bench: Bench) -> None:
+    """IN AL; INC DWORD over a page end; OUT EAX of the loop count; between signals all the time."""
+    count = 2000
+    bench.start("p32", "e410 ff05fe0f0005 89c8 e711 49 75f1", rcx=count)
+    recorder = Recorder()
+    before = signal.signal(signal.SIGALRM, lambda *_: bench.vcpu.cancel())
+    signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
+    cancelled = 0
+    try:
+        while bench.vcpu.run_inline(recorder) != Halt():
+            cancelled += 1
+            bench.vcpu.state()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    kinds = [entry[0] for entry in recorder.log]
+    assert kinds == ["in", "load", "load", "store", "store", "out"] * count
+    assert [entry[3] for entry in recorder.log if entry[0] == "out"] == list(range(count, 0, -1))
+    assert cancelled > 10
+
+
+@pytest.mark.kvm
+def test_a_vcpu_runs_in_one_thread_at_a_time(bench: Bench) -> None:
+    bench.start("p32", "e410")
+    recorder = Recorder()
+    caught: list[str] = []
+
+    def run_again() -> None:
+        for call in (bench.vcpu.run, lambda: bench.vcpu.set_state(CpuState())):
+            with pytest.raises(UsageError) as error:
+                call()
+            caught.append(error.value.message)
+
+    recorder.then = run_again
+    assert bench.vcpu.run_inline(recorder) == Halt()
+    assert caught[0] == "the vCPU is running"
+    assert "in the middle" in caught[1]
 
 
 @pytest.mark.kvm

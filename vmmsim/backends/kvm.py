@@ -13,6 +13,7 @@ import os
 import platform
 import sys
 from ctypes import Structure, addressof, c_char
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,12 +41,17 @@ _NEEDED = {
     abi.CAP_IMMEDIATE_EXIT: "KVM_CAP_IMMEDIATE_EXIT",
 }
 
+#: Devices that have made a VM for this process: that the CPU is not another hypervisor's
+#: is seen by trying, and destroying a VM costs milliseconds.
+_made_vms: set[str] = set()
+
 
 def device_path() -> str:
     """The KVM device: $VMMSIM_KVM_DEVICE, or /dev/kvm."""
     return os.environ.get("VMMSIM_KVM_DEVICE", "/dev/kvm")
 
 
+@cache
 def provenance() -> str:
     """`kvm/vmx`, `kvm/svm`, `kvm/pvm` or `kvm/unknown`: the kernel module behind /dev/kvm."""
     try:
@@ -110,10 +116,12 @@ def _look() -> Availability:
         for capability, name in _NEEDED.items():
             if not fcntl.ioctl(fd, abi.CHECK_EXTENSION, capability):
                 return _no(f"this kernel's KVM lacks {name}", "use Linux 4.17 or newer")
-        try:
-            os.close(fcntl.ioctl(fd, abi.CREATE_VM, 0))
-        except OSError as error:
-            return _open_failed(path, error)
+        if path not in _made_vms:
+            try:
+                os.close(fcntl.ioctl(fd, abi.CREATE_VM, 0))
+            except OSError as error:
+                return _open_failed(path, error)
+            _made_vms.add(path)
     finally:
         os.close(fd)
     return Availability(usable=True, reason=f"{path} is usable ({provenance()})")

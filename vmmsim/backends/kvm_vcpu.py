@@ -99,8 +99,8 @@ class KvmVcpu(Vcpu):
         if self._queue:
             return self._deliver(self._queue.popleft())
         fd, u32, ioctl = self._cpu.fd, self._u32, fcntl.ioctl
-        self._enter()
         try:
+            self._enter()
             while True:
                 if u32[_REASON] == _TAKEN:
                     try:
@@ -122,6 +122,7 @@ class KvmVcpu(Vcpu):
                 self._queue.appendleft((type(exit), exit.address, exit.size, place))
             raise
         finally:
+            self._thread = 0
             self._leave()
 
     def run_inline(self, handler: AccessHandler, *, max_insns: int | None = None) -> Exit:
@@ -135,8 +136,8 @@ class KvmVcpu(Vcpu):
         self._stop = None
         exits = self._exits
         asking = False
-        self._enter()
         try:
+            self._enter()
             if self._queue:
                 asking = True
                 self._answer_queue(handler)
@@ -195,6 +196,7 @@ class KvmVcpu(Vcpu):
                 self._drain()
             raise
         finally:
+            self._thread = 0
             self._leave()
 
     def _prepare(self, max_insns: int | None) -> None:
@@ -203,6 +205,8 @@ class KvmVcpu(Vcpu):
                 "KVM does not count instructions", hint="use a budget in exits or seconds, or backend unicorn"
             )
         self._cpu.check_open()
+        if self._thread:
+            raise UsageError("the vCPU is running", hint="a vCPU runs in one thread at a time")
         if self._last is not None and not self._reply():
             raise UsageError(
                 f"the exit '{self._last[0].describe()}' is not answered",
@@ -212,19 +216,16 @@ class KvmVcpu(Vcpu):
             self._u32[_REASON] = _TAKEN
 
     def _enter(self) -> None:
-        with self._kick_lock:
-            if self._thread:
-                raise UsageError("the vCPU is running", hint="a vCPU runs in one thread at a time")
-            self._thread = threading.get_ident()
+        self._thread = threading.get_ident()
         self._settled = False
         if not self._watched:
             self._watched = True
             kvm_kick.watch(self)
 
     def _leave(self) -> None:
-        self._stop = None
         with self._kick_lock:
-            self._thread = 0
+            pass  # who is kicking this thread has done so: it may end now
+        self._stop = None
         self._arm()
 
     def _arm(self) -> None:
@@ -235,7 +236,7 @@ class KvmVcpu(Vcpu):
 
     def _interrupted(self, error: OSError) -> Exit | None:
         """KVM_RUN ended with an errno. The exit that ends the run, or None to go on."""
-        if error.errno not in (errno.EINTR, errno.EAGAIN):
+        if error.errno != errno.EINTR:
             raise HostError(
                 f"KVM_RUN failed: {os.strerror(error.errno or 0)}",
                 hint="see dmesg for what the kernel says",
