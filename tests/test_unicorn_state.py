@@ -492,6 +492,32 @@ def test_sti_shadow_of_the_guest() -> None:
     assert codec.read_state().events == Events()
 
 
+def test_cr8() -> None:
+    # mov rbx, cr8; mov cr8, rax; mov rcx, cr8; hlt
+    codec = ContextCodec(engine(bytes.fromhex("440f20c3 440f22c0 440f20c1 f4".replace(" ", ""))))
+    after = run(codec, long64(cr8=3, rax=9))
+    assert (after.rbx, after.rcx, after.cr8) == (3, 9, 9)
+
+
+def test_breakpoints_that_the_guest_has_armed(codec_class: type[Codec]) -> None:
+    # mov dr0, rax; mov dr7, rcx; hlt | at 0x20: nop; hlt
+    code = bytes.fromhex("0f23c0 0f23f9 f4".replace(" ", "")).ljust(0x20, b"\x90") + b"\x90\xf4"
+    codec = codec_class(engine(code))
+    armed = run(codec, long64(rax=CODE + 0x20, rcx=0x402))
+    assert armed.dr7 == 0x402
+    with pytest.raises(NotSupported, match="armed breakpoints"):
+        codec.write_state(CpuState())
+    assert codec.read_state() == armed
+    codec.clear_old_exception()
+    registers = codec.read_registers()
+    registers.rip = CODE + 0x20
+    codec.write_registers(registers)
+    seen: list[int] = []
+    codec.uc.hook_add(UC_HOOK_INTR, lambda uc, vector, _: (seen.append(vector), uc.emu_stop()))
+    codec.uc.emu_start(CODE + 0x20, 0)
+    assert seen == [1]
+
+
 # --- in an INTR hook -------------------------------------------------------------------------
 
 

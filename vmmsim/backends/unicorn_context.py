@@ -49,6 +49,9 @@ _LAZY_EFLAGS = 1  # "the source operand is the flags themselves"
 _CC = 0x8D5  # OF SF ZF AF PF CF
 _HIDDEN_INHIBIT = 1 << 3
 _HIDDEN_NMI = 1 << 2  # in the second word of hidden flags
+# SVM's virtual interrupt masking, in the same word. Without it MOV from CR8 reads 0 in Unicorn,
+# with it what MOV to CR8 wrote; the only other effect is on an interrupt line that nobody drives.
+_HIDDEN_CR8 = 1 << 3
 _HIDDEN_KEPT = 0x7280000  # SMM, SVM guest, I/O breakpoints, MPX: not a function of CpuState
 
 
@@ -144,7 +147,7 @@ class ContextCodec(RegisterAccess):
         old = (*struct.unpack_from("<5Q", data, at.cr), _QWORD.unpack_from(data, at.efer)[0])
         self._put_registers(data, s)
         hidden, hidden2 = struct.unpack_from("<II", data, at.flags + 40)
-        hidden2 = hidden2 & ~_HIDDEN_NMI | (_HIDDEN_NMI if s.events.nmi_masked else 0)
+        hidden2 = hidden2 & ~_HIDDEN_NMI | (_HIDDEN_NMI if s.events.nmi_masked else 0) | _HIDDEN_CR8
         struct.pack_into("<II", data, at.flags + 40, hidden_flags(s) | hidden & _HIDDEN_KEPT, hidden2)
         # QEMU adds CS.base in 64-bit mode too, where the CPU ignores it.
         cs = s.cs if s.mode != "l64" else Segment(s.cs.selector, 0, s.cs.limit, s.cs.attr)

@@ -7,6 +7,7 @@ looked up in the guest's descriptor tables when the guest has loaded others sinc
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import struct
 from collections.abc import Callable
@@ -34,7 +35,7 @@ NOT_HELD = {
     "events.mov_ss_shadow": "as events.sti_shadow",
     "halted": "a halted vCPU belongs to the VMM",
     "xcr0": "written, but reads as last written: XSETBV by the guest is not seen",
-    "cr8": "reads as last written: MOV to CR8 by the guest is not seen",
+    "cr8": "reads as last written: MOV to CR8 by the guest is not seen, and MOV from CR8 gives it 0",
 }
 
 #: MSRs outside CpuState that a guest sets and that must outlive `write_state`:
@@ -96,8 +97,12 @@ class PortableCodec(RegisterAccess):
 
     def clear_old_exception(self) -> None:
         """Forget the last exception, which Unicorn itself never does: the state goes out and
-        in again, since a context from the loader has none. `write_state` does it by itself."""
-        self.write_state(self.read_state())
+        in again, since a context from the loader has none. `write_state` does it by itself.
+
+        Where the state cannot be written (virtual-8086 mode, armed breakpoints) nothing is
+        done, and a page fault that follows a page fault arrives as a double fault."""
+        with contextlib.suppress(NotSupported):
+            self.write_state(self.read_state())
 
     def read_state(self) -> CpuState:
         check(uclib.uc_reg_read_batch(self.engine, self._all_ids, self._all_pointers, len(_IDS)))

@@ -67,7 +67,8 @@ class RegisterAccess:
         return Registers(*_VALUES.unpack(self._view))
 
     def write_registers(self, registers: Registers) -> None:
-        """The reverse. Only outside `emu_start`: writing RIP through the API ends a run."""
+        """The reverse. Outside `emu_start`, or in an INTR or INSN_INVALID hook: the run goes on
+        at the new RIP."""
         r = registers
         _VALUES.pack_into(
             self._view, 0,
