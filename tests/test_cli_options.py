@@ -52,7 +52,8 @@ def test_an_unknown_backend_is_refused_with_the_names(name: str, hint: str) -> N
 
 WORDS = st.sampled_from(
     ["run", "exits", "guests", "devices", "loop", "--load", "--mode", "-m", "0", "1T", "x", "--entry",
-     "--json", "--backend", "nope", "--model", "--limit", "--", "-", "--source", "\x00", "", "é", "--timeout", "-1"]
+     "--json", "--backend", "nope", "--model", "--limit", "--", "-", "--source", "\x00",
+     "", "é", "--timeout", "-1"]
 )  # fmt: skip
 
 

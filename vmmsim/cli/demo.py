@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
+import msgspec
 
 from .. import layout
 from ..backends import REGISTRY, availability, open_backend
 from ..backends.base import Backend
+from ..cpu.state import Registers
 from ..disasm import CodeReader, ExitLocator
 from ..errors import BackendUnavailable
 from ..exits import Access, Exit
@@ -266,21 +268,30 @@ def _game(backends: list[Backend]) -> None:
         With those three devices a guest can play: it takes a random letter and says whether
         your guess is too high or too low. Here a script plays, which halves what is left:"""
     )
-    played = [(backend, *_play(backend)) for backend in backends]
-    _, end, screen, trace = played[0]
-    _show(screen.strip())
-    counts = {kind: sum(record[0] == kind for record in trace) for kind in ("mmio_read", "mmio_write")}
+    first, *others = [_play(backend) for backend in backends]
+    _show(first.screen.strip())
+    counts = {kind: sum(r[0] == kind for r in first.trace) for kind in ("mmio_read", "mmio_write")}
     _text(
         f"Every character is an exit: {counts['mmio_read']} reads and {counts['mmio_write']} writes, "
-        f"{len(trace)} exits, then {end.kind}."
+        f"{len(first.trace)} exits, then {first.end.kind}."
     )
-    for backend, other_end, _, other in played[1:]:
-        _show(_agreement(played[0][0], backend, trace, other, type(end) is type(other_end)))
-    if len(backends) == 1:
-        _show(f"only {backends[0].provenance} is here, so there is nothing to compare it with")
+    for other in others:
+        _show(_agreement(first, other))
+    if not others:
+        _show(f"only {first.provenance} is here, so there is nothing to compare it with")
 
 
-def _play(backend: Backend) -> tuple[Exit, str, list[_Record]]:
+class _Played(msgspec.Struct):
+    """A game: on which CPU, how it ended, what was printed, each exit, the registers after it."""
+
+    provenance: str
+    end: Exit
+    screen: str
+    trace: list[_Record]
+    registers: Registers
+
+
+def _play(backend: Backend) -> _Played:
     player = _Player()
     with _machine(backend, source=player) as machine:
         player.machine = machine
@@ -288,14 +299,21 @@ def _play(backend: Backend) -> tuple[Exit, str, list[_Record]]:
         machine.observe(lambda cls, address, size, value: trace.append((cls.kind, address, size, value)))
         machine.load_guest("guess")
         end = machine.run()
-        return end, machine.output.data.decode("ascii"), trace
+        screen = machine.output.data.decode("ascii")
+        return _Played(backend.provenance, end, screen, trace, machine.vcpu.registers())
 
 
-def _agreement(one: Backend, two: Backend, trace: list[_Record], other: list[_Record], same_end: bool) -> str:
+def _agreement(one: _Played, two: _Played) -> str:
     names = f"{one.provenance} and {two.provenance}"
-    for number, (mine, theirs) in enumerate(zip(trace, other, strict=False), 1):
+    for number, (mine, theirs) in enumerate(zip(one.trace, two.trace, strict=False), 1):
         if mine != theirs:
             return f"{names} differ at exit {number}: {mine} and {theirs}"
-    if len(trace) != len(other) or not same_end:
-        return f"{names} differ: {len(trace)} and {len(other)} exits"
-    return f"{names} agree on all {len(trace)} exits: kind, address, size and value"
+    if len(one.trace) != len(two.trace) or type(one.end) is not type(two.end):
+        return f"{names} differ: {len(one.trace)} and {len(two.trace)} exits"
+    apart = [
+        name
+        for name in one.registers.__struct_fields__
+        if getattr(one.registers, name) != getattr(two.registers, name)
+    ]
+    rest = "and on every register at the end" if not apart else f"but not on {', '.join(apart)} at the end"
+    return f"{names} agree\non all {len(one.trace)} exits (kind, address, size, value), {rest}"

@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,6 +28,8 @@ __all__ = ["command"]
 #: A line needs so many columns; a narrower terminal gets it in pieces.
 _WIDE = 104
 _INDENT = 7
+_COLUMNS = (5, 10, 13, 28, 7, 10, 10, 0)
+_HEAD = ("exit", "kind", "KVM's name", "where", "size", "value", "RIP", "instruction")
 
 
 @click.command("exits")
@@ -111,6 +113,8 @@ class _Lister:
 
     def run(self, limit: int | None) -> Exit | None:
         """The exit that ends it; None when `limit` does."""
+        if not self._json and self._width >= _WIDE:
+            out(_columns((_HEAD[0].rjust(_COLUMNS[0]), *_HEAD[1:])))
         while limit is None or self.count < limit:
             exit = self._machine.step_exit()
             if isinstance(exit, Cancelled):
@@ -166,8 +170,7 @@ class _Lister:
         kvm = exit.kvm.partition(" ")[0]
         parts = [f"{self.count:>5}", exit.kind, kvm, where, size, value, f"rip {rip:#06x}", insn]
         if self._width >= _WIDE and len(where) <= 28:
-            widths = (5, 10, 13, 28, 7, 10, 10, 0)
-            line = "  ".join(part.ljust(width) for part, width in zip(parts, widths, strict=True))
+            line = _columns(parts)
         else:
             line = _packed([part for part in parts if part], self._width)
         out(line.rstrip())
@@ -194,6 +197,10 @@ def _value(exit: Access) -> str:
     if exit.size == 1 and 0x20 < value < 0x7F:
         return f"{text} '{chr(value)}'"
     return text + {0x0A: " \\n", 0x0D: " \\r", 0x20: " ' '"}.get(value, "") if exit.size == 1 else text
+
+
+def _columns(parts: Sequence[str]) -> str:
+    return "  ".join(part.ljust(width) for part, width in zip(parts, _COLUMNS, strict=True))
 
 
 def _packed(parts: list[str], width: int) -> str:
