@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unicorn import UC_ARCH_X86, UC_HOOK_INTR, UC_MODE_64, Uc, UcError
 
-from vmmsim.backends import unicorn_context, unicorn_loader, unicorn_portable, unicorn_probe
+from vmmsim.backends import unicorn_context, unicorn_loader, unicorn_observer, unicorn_portable, unicorn_probe
 from vmmsim.backends.unicorn_context import ContextCodec, context_usable, hidden_flags
 from vmmsim.backends.unicorn_portable import PortableCodec
 from vmmsim.backends.unicorn_registers import scratch_engine
@@ -279,7 +279,7 @@ def test_msrs_outside_the_state_outlive_a_write(codec_class: type[Codec]) -> Non
     assert codec.read_msr(tsc_aux) == 0x1234
 
 
-def test_virtual_8086_mode() -> None:
+def test_virtual_8086_mode_is_read_by_both_and_written_by_the_native_path() -> None:
     tss = Segment(0x28, 0, 0x67, 0x8B)
     segment = Segment(0x100, 0x1000, 0xFFFF, 0xF3)
     v86 = make(
@@ -296,6 +296,7 @@ def test_virtual_8086_mode() -> None:
     native = ContextCodec(engine())
     native.write_state(v86)
     assert native.read_state().diff(v86) == []
+    assert differences(PortableCodec, v86, PortableCodec(native.uc).read_state()) == []
     portable = PortableCodec(engine())
     before = portable.read_state()
     with pytest.raises(NotSupported, match="virtual-8086"):
@@ -484,12 +485,39 @@ def test_guest_enters_protected_mode_by_itself(codec_class: type[Codec]) -> None
     assert after.es == real().es
 
 
-def test_sti_shadow_of_the_guest() -> None:
-    codec = ContextCodec(engine(bytes.fromhex("fb90f4")))  # sti; nop; hlt
-    assert run(codec, real(), count=1).events == Events(sti_shadow=True)
+@pytest.mark.parametrize("start", [real, protected, long64])
+def test_sti_shadow_of_the_guest(codec_class: type[Codec], start: Callable[[], CpuState]) -> None:
+    codec = codec_class(engine(bytes.fromhex("fb90f4")))  # sti; nop; hlt
+    after = run(codec, start(), count=1)
+    assert after.events == Events(sti_shadow=True)
     assert codec.interrupt_shadow()
+    codec.uc.emu_start(after.rip, 0, count=1)
+    assert not codec.interrupt_shadow()
+    assert codec.read_state().events == Events()
+
+
+def test_mov_ss_shadow_of_the_guest(codec_class: type[Codec]) -> None:
+    codec = codec_class(engine(bytes.fromhex("8ed090f4")))  # mov ss, ax; nop; hlt
+    assert run(codec, real(), count=1).events == Events(mov_ss_shadow=True)
+
+
+def test_interrupt_shadow_alone() -> None:
+    codec = ContextCodec(engine())
+    codec.write_state(real(rflags=0x202))
+    codec.set_interrupt_shadow(True)
+    assert codec.read_state().events == Events(sti_shadow=True)
     codec.set_interrupt_shadow(False)
     assert codec.read_state().events == Events()
+
+
+def test_segment_base_whose_descriptor_was_edited_after_the_load(codec_class: type[Codec]) -> None:
+    uc = engine(bytes.fromhex("8ed8f4"))  # mov ds, eax; hlt
+    uc.mem_write(GDT + 0x18, encode_descriptor(Segment(0x18, DATA, 0x1FFF, 0x4093)))
+    codec = codec_class(uc)
+    codec.write_state(protected(gdt=Table(GDT, 0x1F), rax=0x18))
+    uc.emu_start(0, 0)
+    uc.mem_write(GDT + 0x18, encode_descriptor(Segment(0x18, STACK, 0x2FFF, 0x4093)))
+    assert codec.read_state().ds.base == DATA
 
 
 def test_cr8() -> None:
@@ -623,5 +651,7 @@ def test_stubs_are_what_their_comments_say() -> None:
         assert same[:6] == assemble(f"mov ss, [{b}+12]; mov ds, [{b}+10]")
         assert outer == assemble(f"mov ds, [{b}+10]; iretd")
         assert assemble("xor ecx, ecx; xsetbv; hlt") == unicorn_loader.XSETBV
+        loads = "nop; nop; lodsb; lodsb al, es:[esi]; lodsb al, ss:[esi]; hlt"
+        assert assemble(loads, keystone.KS_MODE_32) == unicorn_observer.LOADS
     ks32 = keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_32)
     assert unicorn_loader.STUB_SAME_CPL[6:] == bytes(ks32.asm("ljmp cs:[ebx+14]")[0])

@@ -1,8 +1,9 @@
 """The whole CPU state by the documented API alone: registers, contexts, and a loader engine.
 
 Everything with a register number is read and written directly. Hidden segment parts are
-written by `unicorn_loader`; they cannot be read, so they are remembered as last written, or
-looked up in the guest's descriptor tables when the guest has loaded others since.
+written by `unicorn_loader`. Of those, bases are read back by `unicorn_observer`, but limits
+and attributes cannot be: they are remembered as last written, or looked up in the guest's
+descriptor tables when the guest has loaded others since.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ import struct
 from collections.abc import Callable
 
 from unicorn import x86_const as x86
-from unicorn.unicorn_py3.unicorn import Uc, UcError, uclib
+from unicorn.unicorn_py3.unicorn import Uc, UcContext, UcError, uclib
 
 from ..cpu import msrs
 from ..cpu.descriptors import decode_descriptor
 from ..cpu.paging import linear_to_gpa
-from ..cpu.state import GPR_NAMES, SEGMENT_NAMES, CpuState, FpuState, Segment, Table
+from ..cpu.state import GPR_NAMES, SEGMENT_NAMES, CpuState, Events, FpuState, Segment, Table
 from ..errors import NotSupported, UsageError
 from .unicorn_loader import hidden_state, shared_loader
+from .unicorn_observer import Observed, shared_observer
 from .unicorn_registers import RegisterAccess, check
 
 __all__ = ["NOT_HELD", "PortableCodec"]
@@ -31,8 +33,7 @@ NOT_HELD = {
     "events.error_code": "as events.exception",
     "events.nmi_pending": "the engine has no NMI input",
     "events.nmi_masked": "the engine's bit has no register number; reads False",
-    "events.sti_shadow": "written, and the engine obeys it, but reads False",
-    "events.mov_ss_shadow": "as events.sti_shadow",
+    "events.mov_ss_shadow": "the engine has one bit for both shadows; with IF set it reads as sti_shadow",
     "halted": "a halted vCPU belongs to the VMM",
     "xcr0": "written, but reads as last written: XSETBV by the guest is not seen",
     "cr8": "reads as last written: MOV to CR8 by the guest is not seen, and MOV from CR8 gives it 0",
@@ -59,6 +60,7 @@ _BUFFER = struct.Struct(f"<{sum(_SIZES) // 8}Q")
 _WIDE_QWORDS = 16 + 64
 _LOW = (1 << 64) - 1
 _NULL = 0xFFFC
+_VM = 1 << 17
 
 ReadPhysical = Callable[[int, int], bytes]
 
@@ -83,6 +85,7 @@ class PortableCodec(RegisterAccess):
             start += size
         self._all_ids = (ctypes.c_int32 * len(_IDS))(*_IDS)
         self._all_pointers = (ctypes.c_void_p * len(_IDS))(*pointers)
+        self._context: UcContext | None = None
         self._xcr0 = 1
         self._dr7 = 0x400
         self._protected = 1
@@ -121,11 +124,15 @@ class PortableCodec(RegisterAccess):
         )  # fmt: skip
         for name in GPR_NAMES:
             setattr(state, name, word[name.upper()])
+        bases = {"fs": word["FS_BASE"], "gs": word["GS_BASE"]}
+        if seen := self._observe():
+            bases |= {"cs": seen.cs, "ds": seen.ds, "es": seen.es, "ss": seen.ss}
+            sti = seen.shadow and bool(state.rflags & 1 << 9)
+            state.events = Events(sti_shadow=sti, mov_ss_shadow=seen.shadow and not sti)
         for name in SEGMENT_NAMES:
-            segment = self._segment(name, word[name.upper()], state)
-            if name in ("fs", "gs"):
-                segment = Segment(segment.selector, word[f"{name.upper()}_BASE"], segment.limit, segment.attr)
-            setattr(state, name, segment)
+            found = self._segment(name, word[name.upper()], state)
+            base = bases.get(name, found.base)
+            setattr(state, name, Segment(found.selector, base, found.limit, found.attr))
         self._remember(state)
         return state
 
@@ -177,6 +184,18 @@ class PortableCodec(RegisterAccess):
         self._xcr0, self._dr7 = s.xcr0, s.dr7
         self._remember(s)
 
+    def interrupt_shadow(self) -> bool:
+        """Whether STI or MOV SS holds interrupts off at this boundary."""
+        seen = self._observe()
+        return seen is not None and seen.shadow
+
+    def _observe(self) -> Observed | None:
+        if self._context is None:
+            self._context = self.uc.context_save()
+        else:
+            self.uc.context_update(self._context)
+        return shared_observer().observe(self._context)
+
     def _remember(self, state: CpuState) -> None:
         self._protected = state.cr0 & 1
         for name in SEGMENT_NAMES:
@@ -189,6 +208,8 @@ class PortableCodec(RegisterAccess):
         if not state.cr0 & 1:
             # In real mode a load changes the selector and the base, and leaves the rest.
             return known if same else Segment(selector, selector << 4, known.limit, known.attr)
+        if state.rflags & _VM:
+            return Segment(selector, selector << 4, 0xFFFF, 0xF3)
         now = self._descriptor(state, selector)
         if same and (now is None or (self._protected and now == then)):
             return known
