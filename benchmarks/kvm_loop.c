@@ -2,8 +2,8 @@
  *
  *     kvm_loop port|mmio n
  *
- * A real-mode guest writes AL n times to port 0x10, or to guest-physical 0x2000 where no
- * memory is, and halts. Prints exits per second. benchmarks/run.py compiles it with
+ * A real-mode guest at 0x8000 writes AL n times to port 0x10, or to guest-physical 0x1000,
+ * which is a hole (the talk's device page in vmmsim's machine), and halts. Prints exits per second. benchmarks/run.py compiles it with
  * `gcc -O2` and runs the same guest bytes under vmmsim beside it.
  */
 #include <fcntl.h>
@@ -17,10 +17,11 @@
 #include <time.h>
 #include <unistd.h>
 
-/* mov ecx, n is patched in at CODE + 2. */
+/* mov ecx, n; again: out 0x10, al (mov [0x1000], al); dec ecx; jnz again; hlt.
+ * n is patched in at CODE + 2. */
 static const uint8_t PORT[] = {0x66, 0xb9, 0, 0, 0, 0, 0xe6, 0x10, 0x66, 0x49, 0x75, 0xfa, 0xf4};
-static const uint8_t MMIO[] = {0x66, 0xb9, 0, 0, 0, 0, 0xa2, 0x00, 0x20, 0x66, 0x49, 0x75, 0xf9, 0xf4};
-enum { CODE = 0x1000, HOLE = 0x2000 };
+static const uint8_t MMIO[] = {0x66, 0xb9, 0, 0, 0, 0, 0xa2, 0x00, 0x10, 0x66, 0x49, 0x75, 0xf9, 0xf4};
+enum { RAM = 0x2000, SIZE = 0xe000, CODE = 0x8000 };
 
 static void check(int ok, const char *what)
 {
@@ -42,11 +43,12 @@ int main(int argc, char **argv)
     check(kvm >= 0, "/dev/kvm");
     int vm = ioctl(kvm, KVM_CREATE_VM, 0);
     check(vm >= 0, "KVM_CREATE_VM");
-    uint8_t *ram = mmap(NULL, HOLE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    uint8_t *ram = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     check(ram != MAP_FAILED, "mmap");
-    memcpy(ram + CODE, port ? PORT : MMIO, port ? sizeof PORT : sizeof MMIO);
-    memcpy(ram + CODE + 2, &n, 4);
-    struct kvm_userspace_memory_region slot = {.memory_size = HOLE, .userspace_addr = (uintptr_t)ram};
+    memcpy(ram + CODE - RAM, port ? PORT : MMIO, port ? sizeof PORT : sizeof MMIO);
+    memcpy(ram + CODE - RAM + 2, &n, 4);
+    struct kvm_userspace_memory_region slot = {
+        .guest_phys_addr = RAM, .memory_size = SIZE, .userspace_addr = (uintptr_t)ram};
     check(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &slot) == 0, "KVM_SET_USER_MEMORY_REGION");
     int vcpu = ioctl(vm, KVM_CREATE_VCPU, 0);
     check(vcpu >= 0, "KVM_CREATE_VCPU");

@@ -113,7 +113,8 @@ class Availability(msgspec.Struct, frozen=True, kw_only=True):
 
 class VmOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How a VM is made. `watchdog_seconds`: a run that shows no sign of life for so long
-    (no exit, RIP unmoved) ends as Refused; None turns the watchdog off.
+    (no exit, no register moved) ends as Refused, if the instruction at RIP is one that
+    hangs this backend; a guest that spins runs on. None turns the watchdog off.
     `count_insns`: keep `Vcpu.insns` from the start (slower on Unicorn)."""
 
     watchdog_seconds: float | None = 5.0

@@ -172,7 +172,7 @@ class KvmBackend(Backend):
 
             self._capabilities = Capabilities(
                 insn_budget=False,
-                cancel_latency_ms=10.0,
+                cancel_latency_ms=20.0,
                 max_vcpus=self.max_vcpus,
                 gpa_bits=self.gpa_bits,
                 segment_state="exact",
