@@ -146,6 +146,7 @@ class GuestMemory:
                     hint="regions are disjoint: move one, or make it smaller",
                 )
         region = Region(gpa, size, readonly=readonly, name=what)
+        self._guard()
         if self._vm is not None:
             self._vm.map_memory(region)
         insort(self._regions, region, key=lambda r: r.gpa)
@@ -156,6 +157,7 @@ class GuestMemory:
         """Take `region` away from a stopped machine: its addresses become a hole."""
         if region not in self._regions:
             raise UsageError(f"{region!r} is not part of this memory", hint="remove what add() returned")
+        self._guard()
         if self._vm is not None:
             self._vm.unmap_memory(region)
         self._regions.remove(region)

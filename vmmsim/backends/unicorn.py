@@ -15,10 +15,12 @@ import ctypes
 import os
 from typing import TYPE_CHECKING
 
-from ..errors import BackendUnavailable, NotSupported, UsageError
+from ..errors import BackendUnavailable, HostError, UsageError
 from .base import Availability, Backend, Capabilities, Vcpu, Vm, VmOptions
 
 if TYPE_CHECKING:
+    from unicorn.unicorn_py3.unicorn import Uc
+
     from ..memory import Region
     from .unicorn_vcpu import UnicornVcpu
 
@@ -66,7 +68,9 @@ class UnicornBackend(Backend):
             import unicorn
         except (ImportError, OSError) as error:
             return Availability(
-                usable=False, reason=f"the unicorn package cannot be loaded: {error}", fix="pip install unicorn"
+                usable=False,
+                reason=f"the unicorn package cannot be loaded: {error}",
+                fix="pip install unicorn",
             )
         version = tuple(unicorn.uc_version()[:2])
         if version < (2, 1) or version >= (3, 0):
@@ -114,24 +118,23 @@ class UnicornVm(Vm):
     """Guest-physical memory as one engine sees it, and its vCPU."""
 
     def __init__(self, backend: UnicornBackend, options: VmOptions) -> None:
+        self.backend = backend
+        self.options = options
+        self._regions: list[Region] = []
+        self._vcpu: UnicornVcpu | None = None
+        self.uc = self._make_engine()
+
+    def _make_engine(self) -> Uc:
         from unicorn import UC_ARCH_X86, UC_MODE_64, UcError
         from unicorn.unicorn_py3.unicorn import Uc
 
-        self.backend = backend
-        self.options = options
         try:
-            self.uc = Uc(UC_ARCH_X86, UC_MODE_64)
+            uc = Uc(UC_ARCH_X86, UC_MODE_64)
         except UcError as error:
-            raise NotSupported(f"Unicorn cannot make an engine: {error}", hint="is memory short?") from error
-        self.uc.ctl_set_tcg_buffer_size(_CODE_BUFFER)
-        self.uc.ctl_exits_enabled(True)
-        self._regions: list[Region] = []
-        self._vcpu: UnicornVcpu | None = None
-        self._holes: list[tuple[int, int]] = []
-
-    @property
-    def regions(self) -> list[Region]:
-        return self._regions
+            raise HostError(f"Unicorn cannot make an engine: {error}", hint="is memory short?") from error
+        uc.ctl_set_tcg_buffer_size(_CODE_BUFFER)
+        uc.ctl_exits_enabled(True)
+        return uc
 
     def create_vcpu(self) -> Vcpu:
         if self._vcpu is not None:
@@ -139,18 +142,36 @@ class UnicornVm(Vm):
         if self.backend.engine == "native":
             from .unicorn_native import NativeVcpu
 
-            self._vcpu = NativeVcpu(self, self.uc)
+            self._vcpu = NativeVcpu(self)
         else:
             from .unicorn_portable_vcpu import PortableVcpu
 
-            self._vcpu = PortableVcpu(self, self.uc)
-        self._map_holes()
+            self._vcpu = PortableVcpu(self)
+        self._map_holes(self._vcpu)
         return self._vcpu
 
     def map_memory(self, region: Region) -> None:
+        self._regions.append(region)
+        self._regions.sort(key=lambda r: r.gpa)
+        try:
+            if self._vcpu is None:
+                self._map(region)
+            else:
+                self._rebuild()
+        except BaseException:
+            self._regions.remove(region)
+            raise
+
+    def unmap_memory(self, region: Region) -> None:
+        self._regions.remove(region)
+        if self._vcpu is None:
+            self.uc.mem_unmap(region.gpa, region.size)
+        else:
+            self._rebuild()
+
+    def _map(self, region: Region) -> None:
         from unicorn import UC_PROT_ALL, UC_PROT_EXEC, UC_PROT_READ, UcError
 
-        self._unmap_holes()
         anchor = ctypes.c_char.from_buffer(region.buffer)
         address = ctypes.addressof(anchor)
         del anchor  # or the mapping could never be closed
@@ -158,33 +179,34 @@ class UnicornVm(Vm):
         try:
             self.uc.mem_map_ptr(region.gpa, region.size, rights, address)
         except UcError as error:
-            raise NotSupported(
+            raise HostError(
                 f"Unicorn cannot map {region!r}: {error}", hint="use fewer or smaller regions"
             ) from error
-        self._regions.append(region)
-        self._regions.sort(key=lambda r: r.gpa)
-        self._map_holes()
 
-    def unmap_memory(self, region: Region) -> None:
-        self._unmap_holes()
-        self.uc.mem_unmap(region.gpa, region.size)
-        self._regions.remove(region)
-        self._map_holes()
+    def _rebuild(self) -> None:
+        """Put the vCPU into a new engine with the memory as it is now. To take away a hole,
+        Unicorn would flush each of its pages by itself, for years."""
+        assert self._vcpu is not None
+        self._vcpu.settle()
+        context = self.uc.context_save()
+        old, self.uc = self.uc, self._make_engine()
+        try:
+            for region in self._regions:
+                self._map(region)
+        except HostError:
+            self.uc = old
+            raise
+        self._vcpu.close()
+        self._vcpu.open(self.uc)
+        self.uc.context_restore(context)
+        self._map_holes(self._vcpu)
 
-    def _unmap_holes(self) -> None:
-        for start, size in self._holes:
-            self.uc.mem_unmap(start, size)
-        self._holes.clear()
-
-    def _map_holes(self) -> None:
-        """Cover all that is not memory. Without a vCPU there are no callbacks yet."""
-        if self._vcpu is None:
-            return
+    def _map_holes(self, vcpu: UnicornVcpu) -> None:
+        """Cover all that is not memory."""
         at = 0
         for gpa, size in [*((r.gpa, r.size) for r in self._regions), (_TOP, 0)]:
             if at < gpa:
-                self._vcpu.map_hole(at, gpa - at)
-                self._holes.append((at, gpa - at))
+                vcpu.map_hole(at, gpa - at)
             at = gpa + size
 
     def read_physical(self, gpa: int, size: int) -> bytes:

@@ -1,14 +1,18 @@
 """Machine code between Unicorn and Python, for x86-64 Linux. Beyond the documented API.
 
-Three things that no documented call offers, and that cost next to nothing in machine code:
+What no documented call offers, and what costs next to nothing in machine code:
 
-* `BLOCK`, a hook at the start of each translated block, ends the run when a budget is
+* `block`, a hook at the start of each translated block, ends the run when a budget is
   used up. Other threads end a run by setting the budget to 0: the guest stops between two
   instructions, where `uc_emu_stop` from another thread makes some of them run twice.
-* `CALL`, around each Python callback for an access, leaves the engine at once when the
-  callback asked for it. The guest is then as it was before the instruction.
-* `PIECE` answers the aligned pieces into which Unicorn cuts a load from MMIO, out of the
-  value that the callback for the whole access has left.
+* `insn`, a hook before each instruction, counts them and ends the run at a limit.
+* `in`, `out`, `read` and `write` stand around the Python callbacks for accesses. They tell
+  the callback how many accesses the executing instruction has made before this one, and
+  what is unusual about it (the FLAG_ constants), and leave the engine at once when the
+  callback asked for it: the guest is then as it was before the instruction.
+* `piece` answers the aligned pieces into which Unicorn cuts a load from MMIO, out of the
+  value that the callback for the whole access gave. A piece at the start of a page that no
+  callback announced is of a load that began in the page before, in RAM.
 
 The code is kept as bytes beside its assembly (`SOURCES`); a test assembles it again.
 `native_usable` in `unicorn_native` proves all of it in each process before it is used.
@@ -17,22 +21,40 @@ The code is kept as bytes beside its assembly (`SOURCES`); a test assembles it a
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
 from typing import Any
 
-from unicorn.unicorn_py3.unicorn import uclib
+from unicorn import UC_ARCH_X86, UC_HOOK_MEM_WRITE_PROT, UC_MODE_64
+from unicorn.unicorn_py3.unicorn import Uc, uclib
 
 from ..errors import NotSupported
 
-__all__ = ["CODE", "SOURCES", "Shared", "Thunks", "symbol"]
+__all__ = [
+    "CODE",
+    "FLAG_CROSSES",
+    "FLAG_SPECIAL",
+    "FLAG_TAIL",
+    "FLAG_ZERO",
+    "SOURCES",
+    "Shared",
+    "Thunks",
+    "recursion_offset",
+]
 
-_STOP = 0x1111111111111111
+# What `Thunks.make` puts in for the constants of SOURCES: addresses, and two offsets.
+_STOP = 0x1111111111111111  # uc_emu_stop
 _CALLBACK = 0x2222222222222222
-_CHECK = 0x3333333333333333
+_LEAVE = 0x3333333333333333  # helper_check_exit_request
+_RIP = 0x44444444  # of RIP in QEMU's CPU structure
+_RECURSION = 0x55555555  # of uc_struct.size_recur_mem, not 0 inside an access cut into bytes
 
-#: Signatures: BLOCK and INSN (uc, address, size, shared); CALL any callback of at most six
-#: arguments whose first is uc; PIECE (uc, offset, size, hole), where a hole is
-#: {address of its start, shared, CALL thunk of the slow path}. Offsets into shared: see Shared.
+#: Called by Unicorn as: block, insn (uc, address, size, shared); in (uc, port, size, shared);
+#: out (uc, port, size, value, shared); read, write (uc, kind, gpa, size, value, shared);
+#: piece (uc, offset, size, hole), a hole being {address of its start, shared}.
+#: They call Python as: in (port, size, flags); out (port, size, value, flags); read (gpa,
+#: size, flags); write (gpa, size, value, flags); piece (gpa, size).
+#: Offsets into shared are 8 times the indices in Shared.
 SOURCES = {
     "block": """
         mov [rcx+32], rbp
@@ -61,19 +83,201 @@ SOURCES = {
         movabs rax, 0x1111111111111111
         jmp rax
     """,
-    "call": """
+    "in": """
         push rbx
         push rdi
-        sub rsp, 8
+        push r12
+        mov rbx, rcx
+        mov rax, [rbx+96]
+        mov r10, [rbx+32]
+        mov r10, [r10+0x44444444]
+        mov r11, [rbx+16]
+        cmp r10, [rbx+104]
+        jne fresh
+        cmp r11, [rbx+112]
+        jne fresh
+        inc qword ptr [rbx+120]
+        add rax, [rbx+120]
+        jmp known
+    fresh:
+        mov [rbx+104], r10
+        mov [rbx+112], r11
+        mov qword ptr [rbx+120], 0
+    known:
+        mov edi, esi
+        mov esi, edx
+        mov edx, eax
         movabs rax, 0x2222222222222222
         call rax
-        mov rbx, rax
+        mov r12, rax
         mov rdi, [rsp+8]
         xor esi, esi
         movabs rax, 0x3333333333333333
         call rax
-        mov rax, rbx
-        add rsp, 8
+        mov rax, r12
+        pop r12
+        pop rdi
+        pop rbx
+        ret
+    """,
+    "out": """
+        push rbx
+        push rdi
+        push r12
+        mov rbx, r8
+        mov rax, [rbx+96]
+        mov r10, [rbx+32]
+        mov r10, [r10+0x44444444]
+        mov r11, [rbx+16]
+        cmp r10, [rbx+104]
+        jne fresh
+        cmp r11, [rbx+112]
+        jne fresh
+        inc qword ptr [rbx+120]
+        add rax, [rbx+120]
+        jmp known
+    fresh:
+        mov [rbx+104], r10
+        mov [rbx+112], r11
+        mov qword ptr [rbx+120], 0
+    known:
+        mov edi, esi
+        mov esi, edx
+        mov edx, ecx
+        mov ecx, eax
+        movabs rax, 0x2222222222222222
+        call rax
+        mov r12, rax
+        mov rdi, [rsp+8]
+        xor esi, esi
+        movabs rax, 0x3333333333333333
+        call rax
+        pop r12
+        pop rdi
+        pop rbx
+        ret
+    """,
+    "read": """
+        push rbx
+        push rdi
+        push r12
+        mov rbx, r9
+        mov rax, [rbx+96]
+        mov r10, [rbx+32]
+        mov r10, [r10+0x44444444]
+        mov r11, [rbx+16]
+        cmp r10, [rbx+104]
+        jne fresh
+        cmp r11, [rbx+112]
+        jne fresh
+        inc qword ptr [rbx+120]
+        add rax, [rbx+120]
+        jmp known
+    fresh:
+        mov [rbx+104], r10
+        mov [rbx+112], r11
+        mov qword ptr [rbx+120], 0
+    known:
+        mov r10d, edx
+        and r10d, 0xfff
+        lea r11d, [r10+rcx]
+        cmp r11d, 0x1000
+        jbe whole
+        or eax, 0x10000
+    whole:
+        lea r11, [rdx-8]
+        mov [rbx+56], r11
+        xor r11d, r11d
+        cmp r10d, ecx
+        setb r11b
+        mov [rbx+88], r11
+        mov rdi, rdx
+        mov esi, ecx
+        mov edx, eax
+        movabs rax, 0x2222222222222222
+        call rax
+        mov r12, rax
+        mov rdi, [rsp+8]
+        xor esi, esi
+        movabs rax, 0x3333333333333333
+        call rax
+        mov [rbx+72], r12
+        mov eax, 1
+        pop r12
+        pop rdi
+        pop rbx
+        ret
+    """,
+    "write": """
+        push rbx
+        push rdi
+        push r12
+        mov rbx, r9
+        cmp qword ptr [rbx+128], 0
+        je shown
+        dec qword ptr [rbx+128]
+        jmp done
+    shown:
+        mov rax, [rbx+96]
+        mov r10, [rbx+32]
+        mov r10, [r10+0x44444444]
+        mov r11, [rbx+16]
+        cmp r10, [rbx+104]
+        jne fresh
+        cmp r11, [rbx+112]
+        jne fresh
+        inc qword ptr [rbx+120]
+        add rax, [rbx+120]
+        jmp known
+    fresh:
+        mov [rbx+104], r10
+        mov [rbx+112], r11
+        mov qword ptr [rbx+120], 0
+    known:
+        mov r12, r8
+        mov r10d, ecx
+        neg ecx
+        lea ecx, [rcx*8+64]
+        shl r12, cl
+        shr r12, cl
+        mov ecx, r10d
+        test r12, r12
+        jne value
+        or eax, 0x20000
+    value:
+        mov r11d, edx
+        and r11d, 0xfff
+        jne inside
+        cmp ecx, 1
+        jne inside
+        cmp dword ptr [rdi+0x55555555], 0
+        je inside
+        or eax, 0x40000
+    inside:
+        add r11d, ecx
+        cmp r11d, 0x1000
+        jbe whole
+        or eax, 0x10000
+    whole:
+        lea r10d, [rcx-1]
+        test r10d, edx
+        je aligned
+        mov [rbx+128], rcx
+    aligned:
+        mov rdi, rdx
+        mov esi, ecx
+        mov rdx, r12
+        mov ecx, eax
+        movabs rax, 0x2222222222222222
+        call rax
+        mov r12, rax
+        mov rdi, [rsp+8]
+        xor esi, esi
+        movabs rax, 0x3333333333333333
+        call rax
+    done:
+        mov eax, 1
+        pop r12
         pop rdi
         pop rbx
         ret
@@ -81,6 +285,13 @@ SOURCES = {
     "piece": """
         add rsi, [rcx]
         mov r8, [rcx+8]
+        test esi, 0xfff
+        jne inside
+        xor eax, eax
+        xchg rax, [r8+88]
+        test rax, rax
+        je slow
+    inside:
         mov rax, rsi
         sub rax, [r8+56]
         cmp rax, 24
@@ -88,7 +299,24 @@ SOURCES = {
         mov rax, [r8+rax+64]
         ret
     slow:
-        jmp qword ptr [rcx+16]
+        push rbx
+        push rdi
+        push r12
+        mov rbx, r8
+        mov rdi, rsi
+        mov esi, edx
+        movabs rax, 0x2222222222222222
+        call rax
+        mov r12, rax
+        mov rdi, [rsp+8]
+        xor esi, esi
+        movabs rax, 0x3333333333333333
+        call rax
+        mov rax, r12
+        pop r12
+        pop rdi
+        pop rbx
+        ret
     """,
 }
 CODE = {
@@ -96,12 +324,48 @@ CODE = {
         "48896920488b01483b41087d0d89d24801d048890148ff4110c348c741180100000048b81111111111111111ffe0"
     ),
     "insn": bytes.fromhex("488b4128483b41307d0848ffc048894128c348c741180200000048b81111111111111111ffe0"),
-    "call": bytes.fromhex(
-        "53574883ec0848b82222222222222222ffd04889c3488b7c240831f648b83333333333333333ffd0"
-        "4889d84883c4085f5bc3"
+    "in": bytes.fromhex(
+        "535741544889cb488b43604c8b53204d8b92444444444c8b5b104c3b536875104c3b5b70750a48ff4378480343"
+        "78eb104c8953684c895b7048c743780000000089f789d689c248b82222222222222222ffd04989c4488b7c2408"
+        "31f648b83333333333333333ffd04c89e0415c5f5bc3"
     ),
-    "piece": bytes.fromhex("4803314c8b41084889f0492b40384883f8187306498b440040c3ff6110"),
+    "out": bytes.fromhex(
+        "535741544c89c3488b43604c8b53204d8b92444444444c8b5b104c3b536875104c3b5b70750a48ff4378480343"
+        "78eb104c8953684c895b7048c743780000000089f789d689ca89c148b82222222222222222ffd04989c4488b7c"
+        "240831f648b83333333333333333ffd0415c5f5bc3"
+    ),
+    "read": bytes.fromhex(
+        "535741544c89cb488b43604c8b53204d8b92444444444c8b5b104c3b536875104c3b5b70750a48ff4378480343"
+        "78eb104c8953684c895b7048c74378000000004189d24181e2ff0f0000458d1c0a4181fb0010000076050d0000"
+        "01004c8d5af84c895b384531db4139ca410f92c34c895b584889d789ce89c248b82222222222222222ffd04989"
+        "c4488b7c240831f648b83333333333333333ffd04c896348b801000000415c5f5bc3"
+    ),
+    "write": bytes.fromhex(
+        "535741544c89cb4883bb8000000000740c48ff8b80000000e9c7000000488b43604c8b53204d8b92444444444c"
+        "8b5b104c3b536875104c3b5b70750a48ff437848034378eb104c8953684c895b7048c74378000000004d89c441"
+        "89caf7d98d0ccd4000000049d3e449d3ec4489d14d85e475050d000002004189d34181e3ff0f0000751383f901"
+        "750e83bf555555550074050d000004004101cb4181fb0010000076050d00000100448d51ff4185d2740748898b"
+        "800000004889d789ce4c89e289c148b82222222222222222ffd04989c4488b7c240831f648b833333333333333"
+        "33ffd0b801000000415c5f5bc3"
+    ),
+    "piece": bytes.fromhex(
+        "4803314c8b4108f7c6ff0f0000750b31c0498740584885c074134889f0492b40384883f8187306498b440040c3"
+        "535741544c89c34889f789d648b82222222222222222ffd04989c4488b7c240831f648b83333333333333333ff"
+        "d04c89e0415c5f5bc3"
+    ),
 }
+
+#: Flags, above the number of accesses that the instruction has made before.
+FLAG_CROSSES = 0x10000  #: it runs over the end of a page
+FLAG_ZERO = 0x20000  #: a store of 0: INS makes one before it reads the port
+FLAG_TAIL = 0x40000  #: a byte of a store that began in the page before
+FLAG_SPECIAL = 0x80000  #: Python has set Shared.SPECIAL
+
+
+#: Less than uc_struct has in 2.1.4.
+_STRUCT_BYTES = 0x580
+#: mov ebx, 0x2001; mov [rbx], rax; mov [rbx+8], eax; mov [rbx+16], ax
+_UNALIGNED = bytes.fromhex("bb01200000488903894308668943106690")
 
 
 class Shared:
@@ -116,10 +380,16 @@ class Shared:
     INSN_LIMIT = 6
     WINDOW = 7  #: physical address of the first byte of DATA
     DATA = 8  #: three words: the bytes that loads from MMIO find there
-    COUNT = 16
+    ARMED = 11  #: not 0: the next piece at the start of a page is of the access in DATA
+    SPECIAL = 12  #: FLAG_SPECIAL, to have all callbacks take their long form
+    TOKEN_RIP = 13  #: with TOKEN_BLOCKS: of which execution of an instruction INDEX counts
+    TOKEN_BLOCKS = 14
+    INDEX = 15  #: how many accesses of that execution came before the last one
+    SKIP = 16  #: how many byte stores to pass over: of a store that was shown whole
+    COUNT = 20
 
 
-def symbol(name: str) -> int | None:
+def _symbol(name: str) -> int | None:
     """The address of a symbol of Unicorn's library, None when it exports no such."""
     try:
         return ctypes.cast(getattr(uclib, name), ctypes.c_void_p).value
@@ -134,11 +404,13 @@ class Thunks:
     host has no executable memory or the library lacks a symbol.
     """
 
-    def __init__(self) -> None:
-        stop, leave = symbol("uc_emu_stop"), symbol("helper_check_exit_request_x86_64")
+    def __init__(self, rip: int, recursion: int) -> None:
+        """`rip` and `recursion`: the offsets that _RIP and _RECURSION stand for."""
+        stop, leave = _symbol("uc_emu_stop"), _symbol("helper_check_exit_request_x86_64")
         if stop is None or leave is None:
             raise NotSupported("this build of Unicorn exports no helper_check_exit_request_x86_64")
         self._stop, self._leave = stop, leave
+        self._offsets = ((_RIP, rip), (_RECURSION, recursion))
         try:
             self._page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
         except OSError as error:
@@ -155,8 +427,10 @@ class Thunks:
     def make(self, name: str, callback: int = 0) -> int:
         """Write the thunk `name` into the page; returns its address."""
         code = CODE[name]
-        for slot, value in ((_STOP, self._stop), (_CALLBACK, callback), (_CHECK, self._leave)):
+        for slot, value in ((_STOP, self._stop), (_CALLBACK, callback), (_LEAVE, self._leave)):
             code = code.replace(slot.to_bytes(8, "little"), value.to_bytes(8, "little"))
+        for slot, value in self._offsets:
+            code = code.replace(slot.to_bytes(4, "little"), value.to_bytes(4, "little"))
         at = self._used
         self._page[at : at + len(code)] = code
         self._used = at + (len(code) + 15 & ~15)
@@ -165,3 +439,46 @@ class Thunks:
     def close(self) -> None:
         """Give the page back. The engine must be gone."""
         self._page.close()
+
+
+@functools.cache
+def recursion_offset() -> int:
+    """Where `size_recur_mem` is in `uc_struct`: found by unaligned stores of three sizes to MMIO,
+    of which Unicorn shows first the whole and then each byte. NotSupported if it is not found.
+    """
+    seen: list[tuple[int, bytes]] = []
+    uc = Uc(UC_ARCH_X86, UC_MODE_64)
+    uc.ctl_set_tcg_buffer_size(1 << 20)
+    handle = ctypes.cast(uc._uch, ctypes.c_void_p).value or 0
+
+    def on_write(_uc: int, _kind: int, _gpa: int, size: int) -> bool:
+        seen.append((size, ctypes.string_at(handle, _STRUCT_BYTES)))
+        return True
+
+    callback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64, ctypes.c_int)(
+        on_write
+    )
+    hook = ctypes.c_size_t()
+    uc.mem_map(0x1000, 0x1000)
+    uc.mem_write(0x1000, _UNALIGNED)
+    uclib.uc_mmio_map(uc._uch, 0x2000, 0x1000, None, None, None, None)
+    uclib.uc_hook_add(
+        uc._uch, ctypes.byref(hook), UC_HOOK_MEM_WRITE_PROT, ctypes.cast(callback, ctypes.c_void_p),
+        None, ctypes.c_uint64(1), ctypes.c_uint64(0),
+    )  # fmt: skip
+    uc.emu_start(0x1000, 0x1000 + len(_UNALIGNED))
+    wanted = [size for whole in (8, 4, 2) for size in (whole, *(1,) * whole)]
+    if [size for size, _ in seen] != wanted:
+        raise NotSupported("Unicorn does not show an unaligned store as this version of vmmsim expects")
+    inside = [0 if size > 1 else whole for whole in (8, 4, 2) for size in (whole, *(1,) * whole)]
+    found = [
+        at
+        for at in range(0, _STRUCT_BYTES, 4)
+        if all(
+            int.from_bytes(data[at : at + 4], "little") == value
+            for (_, data), value in zip(seen, inside, strict=True)
+        )
+    ]
+    if len(found) != 1:
+        raise NotSupported(f"size_recur_mem was found at {len(found)} places of uc_struct")
+    return found[0]

@@ -57,7 +57,8 @@ def check(status: int, doing: str) -> None:
     """NotSupported for a status that Unicorn gave for something that vmmsim relies on."""
     if status:
         raise NotSupported(
-            f"Unicorn cannot {doing}: {UcError(status)}", hint="this may be a bug of vmmsim: see vmmsim doctor"
+            f"Unicorn cannot {doing}: {UcError(status)}",
+            hint="this may be a bug of vmmsim: see vmmsim doctor",
         )
 
 
@@ -66,16 +67,19 @@ class UnicornVcpu(Vcpu):
 
     codec: Any
 
-    def __init__(self, vm: UnicornVm, uc: Uc) -> None:
+    def __init__(self, vm: UnicornVm) -> None:
         self.vm = vm
-        self._uc = uc
-        self._handle = uc._uch
-        self._address = ctypes.cast(self._handle, ctypes.c_void_p).value
-        self._keep: list[Any] = []
         self._fault: int | None = None
         self._refused: str | None = None
         self._cancelled = False
         self._halted = False
+
+    def open(self, uc: Uc) -> None:
+        """Take `uc` as the engine: at first, and again when memory was added or removed."""
+        self._uc = uc
+        self._handle = uc._uch
+        self._address = ctypes.cast(self._handle, ctypes.c_void_p).value
+        self._keep: list[Any] = []
         self._hook(uc_const.UC_HOOK_INTR, _INTR(self._on_interrupt))
         self._hook(uc_const.UC_HOOK_INSN_INVALID, _INVALID(self._on_invalid))
         self._hook(uc_const.UC_HOOK_INSN, _SYSCALL(self._on_syscall), x86_const.UC_X86_INS_SYSCALL)
@@ -84,7 +88,9 @@ class UnicornVcpu(Vcpu):
 
     # -- hooks
 
-    def _hook(self, kind: int, callback: Any, insn: int | None = None, *, user: int = 0, bounds: Any = (1, 0)) -> Any:
+    def _hook(
+        self, kind: int, callback: Any, insn: int | None = None, *, user: int = 0, bounds: Any = (1, 0)
+    ) -> Any:
         """Install a raw callback (a ctypes function or an address); it is kept alive here."""
         self._keep.append(callback)
         handle = ctypes.c_size_t()
@@ -267,6 +273,10 @@ class UnicornVcpu(Vcpu):
 
     @abstractmethod
     def _kick(self) -> None: ...
+
+    @abstractmethod
+    def map_hole(self, gpa: int, size: int) -> None:
+        """Make a range without memory MMIO."""
 
     def host_wrote(self, gpa: int, size: int) -> None:
         """The host changed guest memory: translations may be stale."""
