@@ -132,10 +132,10 @@ def parse_seconds(text: str) -> float:
     return value
 
 
-def check_backend(name: str) -> str:
-    """`name`, if it is auto or registered; the UsageError names the nearest."""
+def check_backend(name: str) -> None:
+    """Raises UsageError, with the nearest name, unless `name` is auto or registered."""
     if name == "auto" or name in REGISTRY:
-        return name
+        return
     known = ["auto", *REGISTRY]
     near = difflib.get_close_matches(name, known, 1)
     raise UsageError(
@@ -153,6 +153,7 @@ def resolve(choices: Choices) -> Target:
     from .. import guests
 
     name = choices.guest
+    check_backend(choices.backend)  # before any file is opened for writing
     load = parse_address(choices.load, "--load") if choices.load is not None else None
     if name in guests.names():
         if os.path.isfile(name) and not choices.quiet:
@@ -264,7 +265,7 @@ def open_machine(
         count_insns=choices.count_insns or choices.max_insns is not None,
         isa_debug_exit=choices.isa_debug_exit,
     )
-    machine = Machine(config, backend=check_backend(choices.backend), source=source, sink=sink)
+    machine = Machine(config, backend=choices.backend, source=source, sink=sink)
     try:
         if not choices.quiet:
             say_backend(machine)
