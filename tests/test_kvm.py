@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vmmsim.backends import availability
-from vmmsim.cpu import CpuState, FpuState, modes
+from vmmsim.cpu import CpuState, FpuState, Segment, modes
 from vmmsim.cpu.cpuid import TABLE, cpuid
 from vmmsim.cpu.validate import validate
 from vmmsim.errors import BackendUnavailable, NotSupported, UsageError
@@ -627,7 +627,7 @@ def test_a_vcpu_runs_in_one_thread_at_a_time(bench: Bench) -> None:
     caught: list[str] = []
 
     def run_again() -> None:
-        for call in (bench.vcpu.run, lambda: bench.vcpu.set_state(CpuState())):
+        for call in (bench.vcpu.run, lambda: bench.vcpu.set_state(CpuState()), bench.vm.close):
             with pytest.raises(UsageError) as error:
                 call()
             caught.append(error.value.message)
@@ -636,6 +636,7 @@ def test_a_vcpu_runs_in_one_thread_at_a_time(bench: Bench) -> None:
     assert bench.vcpu.run_inline(recorder) == Halt()
     assert caught[0] == "the vCPU is running"
     assert "in the middle" in caught[1]
+    assert caught[2] == "a vCPU of this VM is running"
 
 
 @pytest.mark.kvm
@@ -783,6 +784,24 @@ def test_the_presets_are_states_that_exist() -> None:
     for mode in ("p16", "p32", "l64", "l64u"):
         validate(modes.MODES[mode](CODE).state)
     validate(CpuState())
+
+
+@pytest.mark.parametrize(
+    ("field", "segment"),
+    [
+        ("cs.limit", Segment(0, 0, 0xFFFFF000, 0x809B)),
+        ("ds.limit", Segment(0, 0, 0xFFFFFFFF, 0x93)),
+        ("ss.attr", Segment(0, 0, 0xFFFF, 0x193)),
+        ("es.selector", Segment(0x10000, 0, 0xFFFF, 0x93)),
+        ("fs.base", Segment(0, 1 << 32, 0xFFFF, 0x93)),
+    ],
+)
+def test_a_segment_that_no_cpu_can_hold_is_a_usage_error(field: str, segment: Segment) -> None:
+    """SDM vol. 3, 24.3.1.2: G says what the limit may be; bases have 32 bits outside long mode."""
+    state = CpuState()
+    setattr(state, field.partition(".")[0], segment)
+    with pytest.raises(UsageError, match=field):
+        validate(state)
 
 
 def test_long_mode_needs_a_canonical_rip_and_pae() -> None:

@@ -342,6 +342,8 @@ class KvmVm(Vm):
         return vcpu
 
     def close(self) -> None:
+        if any(vcpu.signs_of_life()[0] for vcpu in self._vcpus):
+            raise UsageError("a vCPU of this VM is running", hint="end its run first, with cancel()")
         for vcpu in self._vcpus:
             vcpu.close()
         self._vcpus.clear()

@@ -57,6 +57,8 @@ _DIRECTION, _IO_SIZE, _PORT, _COUNT, _DATA = 32, 33, 17, 9, 5  # u8, u8, u16, u3
 _GPA, _MMIO_DATA, _MMIO_SIZE, _MMIO_WRITES = 4, 5, 12, 52  # u64, u64, u32, u8
 _MASKS = tuple((1 << 8 * size) - 1 for size in range(9))
 
+_MOVING = (b"", 0.0)
+
 #: An access that KVM has made, not yet shown to anybody: its exit class, address, size, and
 #: the value of a write or the place in the page where the answer to a read goes.
 _Item = tuple[type[Access], int, int, int]
@@ -85,7 +87,8 @@ class KvmVcpu(Vcpu):
         self._kick_signal = kvm_kick.install_kick_signal()
         self._watchdog = watchdog_seconds
         self._watched = False
-        self._still: tuple[bytes, float] = (b"", 0.0)
+        #: The registers that the watchdog saw last, and since when they stand still.
+        self._still = _MOVING
         self.tick_seconds = min(kvm_kick.TICK_SECONDS, (watchdog_seconds or 1.0) / 4)
         self._u32[_REASON] = _TAKEN
         cpu.set_state(CpuState())
@@ -218,6 +221,7 @@ class KvmVcpu(Vcpu):
     def _enter(self) -> None:
         self._thread = threading.get_ident()
         self._settled = False
+        self._still = _MOVING
         if not self._watched:
             self._watched = True
             kvm_kick.watch(self)
