@@ -25,6 +25,7 @@ from unicorn import unicorn_const as uc_const
 from unicorn import x86_const
 from unicorn.unicorn_py3.unicorn import Uc, uclib
 
+from ..cpu.state import CpuState
 from ..errors import NotSupported, UsageError
 from ..exits import (
     Access,
@@ -33,16 +34,14 @@ from ..exits import (
     Exit,
     Halt,
     MmioRead,
-    MmioWrite,
     PortRead,
     PortWrite,
     ReadAccess,
 )
-from ..cpu.paging import linear_to_gpa
-from ..cpu.state import CpuState
 from .unicorn_context import ContextCodec, context_usable
-from .unicorn_thunks import FLAG_CROSSES, FLAG_SPECIAL, FLAG_TAIL, FLAG_ZERO, Shared, Thunks, recursion_offset
-from .unicorn_vcpu import PAGE, UnicornVcpu, check, quick
+from .unicorn_cut import MASK, STRING, AccessCutter
+from .unicorn_thunks import FLAG_SPECIAL, FLAG_TAIL, Shared, Thunks, recursion_offset
+from .unicorn_vcpu import PAGE, check, quick
 
 if TYPE_CHECKING:
     from .base import AccessHandler
@@ -60,8 +59,6 @@ _INHIBIT = 1 << 3  # HF_INHIBIT_IRQ
 _CODE64 = 1 << 15  # HF_CS64
 _STRING = b"\x6c\x6d\x6e\x6f\xa4\xa5\xa6\xa7\xaa\xab\xac\xad\xae\xaf"
 _COMPARING = b"\xa6\xa7\xae\xaf"
-_PREFIXES = b"\x66\x67\x26\x2e\x36\x3e\x64\x65\xf0"
-_MASK = [(1 << 8 * n) - 1 for n in range(9)]
 
 # What the thunks call: see unicorn_thunks.
 _INT, _U32, _U64 = ctypes.c_int, ctypes.c_uint32, ctypes.c_uint64
@@ -76,19 +73,7 @@ _TRUTH = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64, 
 _INLINE, _ONE, _DRAIN = "inline", "one", "drain"
 
 
-class _Crossing:
-    """An access that runs over the end of a page: what is left for the second page."""
-
-    __slots__ = ("is_write", "rest", "token", "value")
-
-    def __init__(self, token: tuple[int, int], is_write: bool, rest: int, value: int) -> None:
-        self.token = token
-        self.is_write = is_write
-        self.rest = rest
-        self.value = value
-
-
-class NativeVcpu(UnicornVcpu):
+class NativeVcpu(AccessCutter):
     """See the module. x86-64 Linux only."""
 
     def __init__(self, vm: UnicornVm) -> None:
@@ -110,8 +95,6 @@ class NativeVcpu(UnicornVcpu):
         self._error: BaseException | None = None
         self._want_truth = self._want_flush = False
         self._truthful = False
-        self._crossing: _Crossing | None = None
-        self._insb: tuple[int, int] | None = None
         self._counting = vm.options.count_insns
         self._counted = 0
         self._truth = _TRUTH(self._on_truth)
@@ -198,7 +181,10 @@ class NativeVcpu(UnicornVcpu):
 
         def on_write(gpa: int, size: int, value: int, flags: int) -> None:
             if flags:
-                me._cut_write(gpa, size, value, flags)
+                if not flags & FLAG_TAIL:
+                    me._cut_write(gpa, size, value)
+                elif not me._cut_tail(gpa) and not me._truthful:
+                    me._ask_for_truth(made=False)
                 return
             try:
                 me._mmio_write(gpa, size, value)
@@ -251,7 +237,7 @@ class NativeVcpu(UnicornVcpu):
     def _failed(self, error: BaseException, size: int) -> int:
         """A device raised: the access counts as made, a read gives all ones."""
         self._error = error
-        self._first = _MASK[size]
+        self._first = MASK[size]
         self._made = True
         self._leave()
         return self._first
@@ -285,32 +271,27 @@ class NativeVcpu(UnicornVcpu):
         self._leave()
         return 0
 
-    def _cut_read(self, gpa: int, size: int) -> int:
-        first = min(size, PAGE - gpa % PAGE)
-        value = self._access(MmioRead, gpa, first, 0)
-        if first < size:
-            # The window ends with the page, so that the second page comes to _on_piece.
-            words = self._words
-            self._crossing = _Crossing(self._token(), False, size - first, 0)
-            words[Shared.WINDOW] = gpa + first - 24 & _M64
-            words[Shared.DATA + 2] = value << 8 * (8 - first) & _M64
-        return value
+    def _show(self, gpa: int, size: int, value: int, *, to_page_end: bool) -> None:
+        words = self._words
+        if to_page_end:  # the window ends with the page, so that the next comes to _on_piece
+            words[Shared.WINDOW] = gpa + size - 24 & _M64
+            words[Shared.DATA + 2] = value << 8 * (8 - size) & _M64
+        else:
+            words[Shared.WINDOW] = gpa - 8 & _M64
+            words[Shared.DATA + 1] = value
 
     def _on_piece(self, gpa: int, size: int) -> int:
         """A load that no protection hook announced: the second page of one that crosses, or
         the CPU's own walk through page tables, which finds all ones in a hole."""
-        if gpa % PAGE == 0:
-            words = self._words
-            crossing, self._crossing = self._crossing, None
-            if crossing is not None and not crossing.is_write and crossing.token == self._token():
-                self._one_more()
-                value = self._access(MmioRead, gpa, crossing.rest, 0)
-                words[Shared.WINDOW] = gpa - 8 & _M64
-                words[Shared.DATA + 1] = value
-                return value & _MASK[size]
-            if not self._truthful:
-                self._ask_for_truth(made=True)
-        return _MASK[size]
+        crossing = self._second_page(gpa, False)
+        if crossing is not None:
+            self._one_more()
+            value = self._access(MmioRead, gpa, crossing.rest, 0)
+            self._show(gpa, crossing.rest, value, to_page_end=False)
+            return value & MASK[size]
+        if gpa % PAGE == 0 and not self._truthful:
+            self._ask_for_truth(made=True)
+        return MASK[size]
 
     def _one_more(self) -> None:
         """Count an access that no thunk has counted."""
@@ -322,28 +303,17 @@ class NativeVcpu(UnicornVcpu):
             words[Shared.TOKEN_BLOCKS], words[Shared.TOKEN_RIP] = token
             words[Shared.INDEX] = 0
 
-    def _cut_write(self, gpa: int, size: int, value: int, flags: int) -> None:
-        words = self._words
-        if flags & FLAG_TAIL:
-            crossing, self._crossing = self._crossing, None
-            if crossing is not None and crossing.is_write and crossing.token == self._token():
-                words[Shared.SKIP] = crossing.rest - 1
-                self._access(MmioWrite, gpa, crossing.rest, crossing.value)
-            elif not self._truthful:
-                self._ask_for_truth(made=False)
-            return
-        first = size
-        if flags & FLAG_CROSSES:
-            words[Shared.SKIP] = first = PAGE - gpa % PAGE
-        if flags & FLAG_ZERO and self._insb != self._token() and self._is_ins():
-            # INS first stores 0, to see whether it may, then reads the port.
-            self._same()
-            words[Shared.INDEX] = words[Shared.INDEX] - 1 & _M64
-            self._insb = self._token()
-            return
-        if first < size:
-            self._crossing = _Crossing(self._token(), True, size - first, value >> 8 * first)
-        self._access(MmioWrite, gpa, first, value & _MASK[first])
+    def _skip_bytes(self, count: int) -> None:
+        self._words[Shared.SKIP] = count
+
+    def _ins_probe(self) -> None:
+        self._same()
+        self._words[Shared.INDEX] = self._words[Shared.INDEX] - 1 & _M64
+
+    def _instruction(self) -> tuple[int, bool, Any]:
+        rip = self._rip[0]
+        code64 = bool(self._hidden[0] & _CODE64)
+        return rip if code64 else (rip + self._cs_base[0]) & 0xFFFFFFFF, code64, self._paging
 
     def _ask_for_truth(self, *, made: bool) -> None:
         """An access came without its true size: begin the instruction anew, with hooks on all
@@ -352,39 +322,11 @@ class NativeVcpu(UnicornVcpu):
         self._made = made
         self._leave()
 
-    def _on_truth(self, _uc: int, kind: int, gpa: int, size: int, value: int) -> None:
-        first = PAGE - gpa % PAGE
-        if first < size and self.vm.holds(gpa, 1):
-            is_write = kind == uc_const.UC_MEM_WRITE
-            rest = (value & _MASK[size]) >> 8 * first
-            self._crossing = _Crossing(self._token(), is_write, size - first, rest)
-
-    def _is_ins(self) -> bool:
-        """Whether the instruction at RIP is INSB, INSW or INSD (SDM vol. 2A)."""
-        return self._opcode(self._rip[0])[1] in (0x6C, 0x6D)
-
-    def _opcode(self, rip: int) -> tuple[int, int]:
-        """(its REP prefix or 0, first opcode byte) of the instruction at `rip`; (0, 0) where
-        the bytes are not memory."""
-        code64 = self._hidden[0] & _CODE64
-        linear = rip if code64 else (rip + self._cs_base[0]) & 0xFFFFFFFF
-        repeat = 0
-        for at in range(linear, linear + 15):
-            gpa = linear_to_gpa(self._paging, at, self.vm.read_physical)  # type: ignore[arg-type]
-            if gpa is None or not self.vm.holds(gpa, 1):
-                break
-            byte = self.vm.read_physical(gpa, 1)[0]
-            if byte in (0xF2, 0xF3):
-                repeat = byte
-            elif byte not in _PREFIXES and not (code64 and byte >> 4 == 4):
-                return repeat, byte
-        return 0, 0
-
     def _last_pass(self, began: int) -> None:
         """A REP whose count has become 0 ends when it is executed once more and does nothing;
         KVM shows it so, and Unicorn does it so, but for an instruction translated alone."""
-        repeat, opcode = self._opcode(began)
-        if not repeat or opcode not in _STRING or self._rip[0] == began:
+        repeat, opcode = self._opcode(self._rip[0] - began)
+        if not repeat or opcode not in STRING or self._rip[0] == began:
             return
         if opcode in _COMPARING:
             zero = self.codec.read_registers().rflags >> 6 & 1
@@ -470,7 +412,7 @@ class NativeVcpu(UnicornVcpu):
 
     def _start(self) -> int:
         words = self._words
-        self._crossing = self._insb = None
+        self._forget_pieces()
         words[Shared.REASON] = words[Shared.ARMED] = words[Shared.SKIP] = 0
         return uclib.uc_emu_start(self._handle, self._rip[0], 0, 0, 0)
 
