@@ -241,9 +241,7 @@ class Machine:
 
     # -- running
 
-    def run(
-        self, *, until: Until | None = None, budget: Budget | tuple[Budget, ...] | None = None
-    ) -> Exit:
+    def run(self, *, until: Until | None = None, budget: Budget | tuple[Budget, ...] | None = None) -> Exit:
         """Run with the devices answering, until something ends it; returns that exit.
 
         Halt, Shutdown, GuestExit and the like end every run; `until` ends it also at an
@@ -270,7 +268,7 @@ class Machine:
         began = time.perf_counter()
         self._running = self._inline = True
         try:
-            with DeferredSignals(self.cancel):
+            with DeferredSignals(self.cancel, self.vcpu.uncancel):
                 if timer is not None:
                     timer.start()
                 try:
@@ -320,7 +318,7 @@ class Machine:
         self._running = True
         began = time.perf_counter()
         try:
-            with DeferredSignals(self.cancel):
+            with DeferredSignals(self.cancel, self.vcpu.uncancel):
                 exit = self.vcpu.run()
         finally:
             self._running = False

@@ -2,13 +2,20 @@
 
 A Python signal handler may run inside a device's answer, and an exception that leaves a
 callback of a C library is lost. So while a guest runs, the handlers of SIGINT, SIGTERM
-and SIGHUP are replaced by one that only cancels the vCPU; the real handler is called
-after the run has ended.
+and SIGHUP are replaced by one that only takes a note; the real handler is called after
+the run has ended.
+
+Python runs signal handlers between two of its instructions, and a spinning guest never
+comes back to Python. What does come at once is a byte in the wakeup file descriptor; a
+thread waits there, and cancels the vCPU.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
@@ -16,29 +23,75 @@ from typing import Any
 
 __all__ = ["DeferredSignals"]
 
-_SIGNALS = [
+_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
-]
+)
+
+
+class _Watcher:
+    """The thread at the wakeup descriptor. One for the process, started at the first run."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._cancel: Callable[[], None] | None = None
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        self._forward = -1
+        threading.Thread(target=self._watch, name="vmmsim-signals", daemon=True).start()
+
+    def arm(self, cancel: Callable[[], None]) -> None:
+        with self._lock:
+            self._cancel = cancel
+        self._forward = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+
+    def disarm(self) -> None:
+        """From here on nothing is cancelled by a signal that came before."""
+        signal.set_wakeup_fd(self._forward)
+        with self._lock:
+            self._cancel = None
+
+    def _watch(self) -> None:
+        while numbers := self._reader.recv(64):
+            with self._lock:
+                if self._cancel is not None and any(number in _SIGNALS for number in numbers):
+                    self._cancel()
+            self._pass_on(numbers)
+
+    def _pass_on(self, numbers: bytes) -> None:
+        """To who had the wakeup descriptor before, an event loop for example."""
+        if self._forward != -1:
+            with contextlib.suppress(OSError):
+                os.write(self._forward, numbers)
+
+
+_watcher: _Watcher | None = None
 
 
 class DeferredSignals:
     """Context manager around a run: `cancel` is called at once, the real handler at the end.
 
-    Does nothing outside the main thread, where Python runs no signal handlers.
+    `uncancel` takes back a cancel that came too late for the run. Does nothing outside the
+    main thread, where Python runs no signal handlers.
     """
 
-    def __init__(self, cancel: Callable[[], None]) -> None:
+    def __init__(self, cancel: Callable[[], None], uncancel: Callable[[], None]) -> None:
         self._cancel = cancel
+        self._uncancel = uncancel
         self._saved: list[tuple[int, Any]] = []
         self._pending: list[tuple[Any, int, FrameType | None]] = []
 
     def __enter__(self) -> DeferredSignals:
+        global _watcher
         if threading.current_thread() is threading.main_thread():
+            if _watcher is None:
+                _watcher = _Watcher()
             for number in _SIGNALS:
                 handler = signal.getsignal(number)
                 if callable(handler):
                     signal.signal(number, self._note)
                     self._saved.append((number, handler))
+            if self._saved:
+                _watcher.arm(self._cancel)
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -49,9 +102,15 @@ class DeferredSignals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self._saved:
+            return
+        assert _watcher is not None
+        _watcher.disarm()
         for number, handler in self._saved:
             signal.signal(number, handler)
         self._saved = []
         pending, self._pending = self._pending, []
+        if pending:
+            self._uncancel()
         for handler, number, frame in pending:
             handler(number, frame)

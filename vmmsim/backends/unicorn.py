@@ -15,7 +15,7 @@ import ctypes
 import os
 from typing import TYPE_CHECKING
 
-from ..errors import BackendUnavailable, HostError, UsageError
+from ..errors import BackendUnavailable, HostError, UsageError, VmmsimError
 from .base import Availability, Backend, Capabilities, Vcpu, Vm, VmOptions
 
 if TYPE_CHECKING:
@@ -124,6 +124,11 @@ class UnicornVm(Vm):
         self._vcpu: UnicornVcpu | None = None
         self.uc = self._make_engine()
 
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """RAM and ROM, ascending."""
+        return tuple(self._regions)
+
     def _make_engine(self) -> Uc:
         from unicorn import UC_ARCH_X86, UC_MODE_64, UcError
         from unicorn.unicorn_py3.unicorn import Uc
@@ -187,18 +192,14 @@ class UnicornVm(Vm):
         """Put the vCPU into a new engine with the memory as it is now. To take away a hole,
         Unicorn would flush each of its pages by itself, for years."""
         assert self._vcpu is not None
-        self._vcpu.settle()
-        context = self.uc.context_save()
         old, self.uc = self.uc, self._make_engine()
         try:
             for region in self._regions:
                 self._map(region)
-        except HostError:
+            self._vcpu.move(self.uc)
+        except VmmsimError:
             self.uc = old
             raise
-        self._vcpu.close()
-        self._vcpu.open(self.uc)
-        self.uc.context_restore(context)
         self._map_holes(self._vcpu)
 
     def _map_holes(self, vcpu: UnicornVcpu) -> None:

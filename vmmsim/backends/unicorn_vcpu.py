@@ -14,6 +14,7 @@ import ctypes
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from unicorn import unicorn_const as uc_const
 from unicorn import x86_const
 from unicorn.unicorn_py3.unicorn import Uc, UcError, uclib
@@ -105,6 +106,14 @@ class UnicornVcpu(Vcpu):
 
     def _unhook(self, handle: Any) -> None:
         check(uclib.uc_hook_del(self._handle, handle), "remove a hook")
+
+    def move(self, uc: Uc) -> None:
+        """Go on in another engine. UsageError while a read waits for its answer."""
+        self._check_settable()
+        state = self.codec.read_state()
+        self.close()
+        self.open(uc)
+        self.codec.write_state(state)
 
     @abstractmethod
     def _leave(self) -> None:
@@ -202,8 +211,10 @@ class UnicornVcpu(Vcpu):
     # -- state
 
     def _read_state(self) -> CpuState:
-        state = self.codec.read_state()
+        state: CpuState = self.codec.read_state()
         state.halted = self._halted
+        if state.tr.type in (1, 9):  # the CPU has marked the TSS busy; Unicorn only did in memory
+            state.tr = msgspec.structs.replace(state.tr, attr=state.tr.attr | 2)
         return state
 
     @abstractmethod

@@ -1,0 +1,361 @@
+"""The portable way to drive Unicorn: a hook before each instruction, documented API only.
+
+The hook is where the vCPU stops, so a stop is always exactly between two instructions,
+and where instructions are counted. An access is answered inside its callback. For `run`,
+which gives each access to the caller, the engine runs in a thread of its own, whose
+callback waits until the caller has answered; nothing is executed twice.
+
+It costs a Python call for each instruction: some millions of instructions a second.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections import deque
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from unicorn import unicorn_const as uc_const
+from unicorn import x86_const
+from unicorn.unicorn_py3.unicorn import Uc, uclib
+
+from ..cpu.state import CpuState
+from ..errors import UsageError
+from ..exits import (
+    Access,
+    BudgetSpent,
+    Cancelled,
+    Exit,
+    Halt,
+    MmioRead,
+    MmioWrite,
+    PortRead,
+    PortWrite,
+    ReadAccess,
+)
+from .unicorn_cut import MASK, AccessCutter
+from .unicorn_portable import PortableCodec
+from .unicorn_vcpu import PAGE, check, quick
+
+if TYPE_CHECKING:
+    from .base import AccessHandler
+    from .unicorn import UnicornVm
+
+__all__ = ["PortableVcpu"]
+
+_FOREVER = 1 << 62
+#: How far an access reaches beyond its first byte.
+_REACH = 7
+
+_INT, _U32, _U64, _PTR = ctypes.c_int, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p
+_INSN = ctypes.CFUNCTYPE(None)
+_IN = ctypes.CFUNCTYPE(_U32, _PTR, _U32, _INT)
+_OUT = ctypes.CFUNCTYPE(None, _PTR, _U32, _INT, _U32)
+_READ = ctypes.CFUNCTYPE(ctypes.c_bool, _PTR, _INT, _U64, _INT)
+_WRITE = ctypes.CFUNCTYPE(ctypes.c_bool, _PTR, _INT, _U64, _INT, _U64)
+_PIECE = ctypes.CFUNCTYPE(_U64, _PTR, _U64, _INT)
+_TRUTH = ctypes.CFUNCTYPE(None, _PTR, _INT, _U64, _INT, _U64)
+
+# How a run treats an access.
+_INLINE, _ONE, _DRAIN = "inline", "one", "drain"
+
+
+class PortableVcpu(AccessCutter):
+    """See the module. Works wherever the unicorn package does."""
+
+    def __init__(self, vm: UnicornVm) -> None:
+        super().__init__(vm)
+        self._mode = _INLINE
+        #: Instructions begun, and at which of them the next run looks up.
+        self._begun = 0
+        self._limit = 0
+        self._max_insns = _FOREVER
+        self._stopped = False
+        self._skip = 0
+        self._data = (0, 0, -1, 0)
+        self._pending: Access | None = None
+        self._queue: deque[Access] = deque()
+        self._stop: Exit | None = None
+        self._error: BaseException | None = None
+        self._want_flush = False
+        self._running = False
+        #: A run in the engine's thread is under way: it waits in a callback.
+        self._parked = False
+        self._thread: threading.Thread | None = None
+        self._orders: SimpleQueue[int | None] = SimpleQueue()
+        self._events: SimpleQueue[Access | int] = SimpleQueue()
+        self._forget_pieces()
+        self.open(vm.uc)
+        self.codec.write_state(CpuState())
+
+    def open(self, uc: Uc) -> None:
+        super().open(uc)
+        self.codec = PortableCodec(uc, self.vm.read_physical)
+        self._piece_callbacks: list[Any] = []
+        self._hook(uc_const.UC_HOOK_CODE, _INSN(self._insn_callback()))
+        self._hook(uc_const.UC_HOOK_INSN, _IN(self._on_in), x86_const.UC_X86_INS_IN)
+        self._hook(uc_const.UC_HOOK_INSN, _OUT(self._on_out), x86_const.UC_X86_INS_OUT)
+        self._hook(uc_const.UC_HOOK_MEM_READ_PROT, _READ(self._on_read))
+        self._hook(uc_const.UC_HOOK_MEM_WRITE_PROT, _WRITE(self._on_write))
+        # What begins in RAM and ends in a hole: seen at the last bytes of each region.
+        truth = _TRUTH(self._on_truth)
+        for region in self.vm.regions:
+            kinds = uc_const.UC_HOOK_MEM_READ | uc_const.UC_HOOK_MEM_WRITE
+            self._hook(kinds, truth, bounds=(region.end - _REACH, region.end - 1))
+
+    def map_hole(self, gpa: int, size: int) -> None:
+        callback = _PIECE(lambda _uc, offset, piece: self._on_piece(gpa + offset, piece))
+        self._keep.append(callback)
+        pointer = ctypes.cast(callback, _PTR)
+        check(uclib.uc_mmio_map(self._handle, gpa, size, pointer, None, None, None), "map MMIO")
+        check(uclib.uc_mem_protect(self._handle, gpa, size, uc_const.UC_PROT_NONE), "protect MMIO")
+
+    # -- callbacks
+
+    def _insn_callback(self) -> Any:
+        me = self
+
+        def on_insn() -> None:
+            if me._begun >= me._limit:
+                me._look_up()
+            else:
+                me._begun += 1
+
+        return on_insn
+
+    def _look_up(self) -> None:
+        """Before an instruction at which the run ends, or may end."""
+        self._stopped = True
+        self._leave()
+
+    def _token(self) -> int:
+        return self._begun
+
+    def _on_in(self, _uc: int, port: int, size: int) -> int:
+        return self._access(PortRead, port, size, 0)
+
+    def _on_out(self, _uc: int, port: int, size: int, value: int) -> None:
+        self._access(PortWrite, port, size, value & MASK[size])
+
+    def _on_read(self, _uc: int, _kind: int, gpa: int, size: int) -> bool:
+        value = self._cut_read(gpa, size)
+        if gpa % PAGE + size <= PAGE:
+            self._show(gpa, size, value, to_page_end=False)
+        return True
+
+    def _on_write(self, _uc: int, _kind: int, gpa: int, size: int, value: int) -> bool:
+        if self._skip:
+            self._skip -= 1
+            return True
+        if size == 1 and gpa % PAGE == 0 and self._cut_tail(gpa):
+            return True
+        if gpa & size - 1:
+            self._skip = size
+        self._cut_write(gpa, size, value & MASK[size])
+        return True
+
+    def _show(self, gpa: int, size: int, value: int, *, to_page_end: bool) -> None:
+        end = gpa - gpa % PAGE + PAGE if to_page_end else gpa + size
+        self._data = (gpa, value, self._begun, end)
+
+    def _on_piece(self, gpa: int, size: int) -> int:
+        """A piece of a load from MMIO, or a page walk of the CPU, which finds all ones there."""
+        start, value, token, end = self._data
+        crossing = self._second_page(gpa, False)
+        if crossing is not None:
+            start, value = gpa, self._access(MmioRead, gpa, crossing.rest, 0)
+            self._show(start, crossing.rest, value, to_page_end=False)
+        elif token != self._begun or not start - _REACH <= gpa < end:
+            return MASK[size]
+        shift = 8 * (gpa - start)
+        return (value >> shift if shift >= 0 else value << -shift) & MASK[size]
+
+    def _skip_bytes(self, count: int) -> None:
+        self._skip = count
+
+    def _instruction(self) -> tuple[int, bool, Any]:
+        state = self.codec.read_state()
+        return state.linear_rip, state.mode == "l64", state
+
+    def _access(self, cls: type[Access], address: int, size: int, value: int) -> int:
+        if self._mode is _INLINE:
+            try:
+                if cls is PortRead:
+                    return self._port_read(address, size) & MASK[size]
+                if cls is MmioRead:
+                    return self._mmio_read(address, size) & MASK[size]
+                if cls is PortWrite:
+                    self._port_write(address, size, value)
+                else:
+                    self._mmio_write(address, size, value)
+            except BaseException as error:
+                self._error = error
+                self._limit = 0
+                return MASK[size]
+            return 0
+        exit = cls(address, size, value) if cls.is_write else cls(address, size)  # type: ignore[call-arg]
+        if self._mode is _DRAIN and cls.is_write:
+            self._queue.append(exit)
+            return 0
+        self._events.put(exit)
+        return self._orders.get() or 0
+
+    # -- running
+
+    def _leave(self) -> None:
+        quick.uc_emu_stop(self._address)
+
+    def _kick(self) -> None:
+        self._limit = 0
+
+    def stop_here(self, exit: Exit) -> None:
+        self._stop = exit
+        self._limit = 0
+
+    def run_inline(self, handler: AccessHandler, *, max_insns: int | None = None) -> Exit:
+        self._check_answered()
+        self._quiesce()
+        self._check_settable()
+        self._port_read = handler.port_read
+        self._port_write = handler.port_write
+        self._mmio_read = handler.mmio_read
+        self._mmio_write = handler.mmio_write
+        while self._queue:
+            exit = self._queue.popleft()
+            write = handler.port_write if exit.space == "port" else handler.mmio_write
+            write(exit.address, exit.size, exit.value)  # type: ignore[attr-defined]
+        self._mode = _INLINE
+        self._aim(max_insns)
+        self._running = True
+        try:
+            while True:
+                if self._cancelled:
+                    self._cancelled = False
+                    return Cancelled()
+                exit = self._ended(self._start())
+                if exit is not None:
+                    return exit
+        finally:
+            self._running = False
+
+    def run(self, *, max_insns: int | None = None) -> Exit:
+        if self._queue:
+            return self._queue.popleft()
+        self._check_answered()
+        self._mode = _ONE
+        self._aim(max_insns)
+        while True:
+            if self._cancelled:
+                self._cancelled = False
+                return Cancelled()
+            exit = self._next_event()
+            if exit is not None:
+                return exit
+
+    def _aim(self, max_insns: int | None) -> None:
+        self._max_insns = _FOREVER if max_insns is None else self._begun + max_insns
+        self._budget = max_insns or 0
+
+    def _check_answered(self) -> None:
+        pending = self._pending
+        if isinstance(pending, ReadAccess) and not pending.answered:
+            raise UsageError(
+                f"the exit '{pending.describe()}' was not answered",
+                hint="call exit.reply(value), or machine.answer(exit), before the vCPU runs on",
+            )
+
+    def _start(self) -> int:
+        self._forget_pieces()
+        self._skip = 0
+        self._stopped = False
+        self._limit = self._max_insns
+        if self._cancelled:
+            self._limit = 0
+        if self._want_flush:
+            self._want_flush = False
+            self._flush()
+        return uclib.uc_emu_start(self._handle, self.codec.read_rip(), 0, 0, 0)
+
+    def _next_event(self) -> Exit | None:
+        """Let the engine's thread go on, until its next access or its end."""
+        if self._parked:
+            pending, self._pending = self._pending, None
+            self._limit = 0 if self._cancelled or self._mode is _DRAIN else self._max_insns
+            self._orders.put(pending.value if isinstance(pending, ReadAccess) else 0)
+        else:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="vmmsim-unicorn", daemon=True)
+                self._thread.start()
+            self._orders.put(0)
+            self._parked = True
+        event = self._events.get()
+        if isinstance(event, Access):
+            self._pending = event
+            return event
+        self._parked = False
+        return self._ended(event)
+
+    def _work(self) -> None:
+        while self._orders.get() is not None:
+            self._events.put(self._start())
+
+    def _ended(self, status: int) -> Exit | None:
+        """What the end of an `emu_start` is; None to go on."""
+        if self._fault is not None or status:
+            return self._error_exit(status)
+        if self._refused is not None:
+            return self._refused_exit()
+        if self._error is not None:
+            error, self._error, self._stop = self._error, None, None
+            raise error
+        if self._stop is not None:
+            exit, self._stop = self._stop, None
+            return exit
+        if not self._stopped:
+            return Halt()
+        return BudgetSpent("insns", self._budget) if self._begun >= self._max_insns else None
+
+    def _quiesce(self) -> None:
+        if self._running or not self._parked:
+            return
+        pending = self._pending
+        if isinstance(pending, ReadAccess) and not pending.answered:
+            return
+        self._mode = _DRAIN
+        ended = self._next_event()
+        if self._parked:
+            return  # another read of the same instruction waits for its answer
+        if ended is not None and not isinstance(ended, BudgetSpent):
+            # The exception comes again, and is dealt with, when the vCPU runs on.
+            self._fault = None
+
+    def _check_settable(self) -> None:
+        if self._pending is not None:
+            raise UsageError(
+                f"the exit '{self._pending.describe()}' waits for its answer",
+                hint="reply to a read before registers are set",
+            )
+
+    @property
+    def insns(self) -> int | None:
+        return self._begun
+
+    def host_wrote(self, gpa: int, size: int) -> None:
+        if self._running:  # by a device, which is answering an access
+            self._want_flush = True
+            self._limit = 0
+        else:
+            self._flush()
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._mode = _DRAIN
+            self._limit = 0
+            while self._parked:
+                self._orders.put(0)
+                self._parked = isinstance(self._events.get(), Access)
+            self._orders.put(None)
+            self._thread.join()
+            self._thread = None
+        super().close()
