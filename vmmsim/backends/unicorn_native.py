@@ -403,7 +403,7 @@ class NativeVcpu(AccessCutter):
                 status = self._start()
                 exit = self._ended(status)
                 if exit is not None:
-                    if isinstance(exit, BudgetSpent):
+                    if isinstance(exit, BudgetSpent) and exit.unit == "insns":
                         exit.amount = max_insns or 0
                     return exit
         finally:
