@@ -38,9 +38,10 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ignore: dict[str, int] = msgspec.field(default_factory=dict)
 
     def applies_to(self, provenance: str, *kinds: str) -> bool:
-        """Whether `provenance` is one of the KVM kinds (`pvm`), or `unicorn`, that differ here."""
+        """Whether `provenance` (`kvm/pvm`, `unicorn-2.1.4/native`) is one of `kinds`, the CPUs
+        that differ here: `pvm`, `vmx`, `svm`, `native`, `portable`, or `unicorn` for both engines."""
         family, _, kind = provenance.partition("/")
-        return (kind if family == "kvm" else "unicorn") in kinds
+        return kind in kinds or family.partition("-")[0] in kinds
 
     def on(self, provenance: str) -> str:
         """What a backend of this provenance (`kvm/pvm`, `unicorn-2.1.4/native`) does."""

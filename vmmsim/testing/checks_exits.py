@@ -155,7 +155,9 @@ def page_fault(backend: Backend) -> None:
         cr2 = bench.vcpu.state().cr2
         assert cr2 == 1 << 32, f"CR2 is {cr2:#x}"
         if isinstance(exit, GuestException):
-            assert (exit.vector, exit.error_code) == (14, 0), exit.describe()
+            # A backend that cannot tell the error code says None.
+            assert exit.vector == 14, exit.describe()
+            assert exit.error_code in (0, None), exit.describe()
             assert bench.rip == CODE
             return
         assert isinstance(exit, Halt), exit.describe()

@@ -249,9 +249,12 @@ def control_registers(backend: Backend) -> None:
         assert state.cr4 & 0x80, f"cr4 is {state.cr4:#x}"
         bench.expect(Halt)
         registers = bench.vcpu.registers()
-        seen = (registers.rax, registers.rbx, registers.rcx, registers.rdx, registers.rsi)
-        wanted = (state.cr0, state.cr2, state.cr4, state.cr8, state.cr3)
+        # What the guest's MOV reads from CR8 is a case of its own, below.
+        seen = (registers.rax, registers.rbx, registers.rcx, registers.rsi)
+        wanted = (state.cr0, state.cr2, state.cr4, state.cr3)
         assert seen == wanted, f"the guest sees {[hex(v) for v in seen]}, not {[hex(v) for v in wanted]}"
+        cr8 = 0 if divergence("cr8-in-the-guest").applies_to(backend.provenance, "portable") else 5
+        assert registers.rdx == cr8, f"the guest reads {registers.rdx:#x} from CR8, expected {cr8}"
 
 
 _IMPOSSIBLE: dict[str, tuple[str, Callable[[CpuState], None]]] = {
@@ -337,16 +340,17 @@ def an_unknown_msr_in_the_guest(backend: Backend) -> None:
 
 @check
 def bad_control_register_writes_by_the_guest(backend: Backend) -> None:
-    """MOV CR0 with PG and without PE is #GP (here without an IDT: a triple fault)."""
-    # mov eax, 0x80000010; mov cr0, eax
-    with Bench(backend, "p32", bytes.fromhex("b8100000800f22c0")) as bench:
-        before = bench.vcpu.state().cr0
+    """MOV CR4 with a reserved bit is #GP (here without an IDT: a triple fault)."""
+    # mov eax, 0x80000000; mov cr4, eax
+    with Bench(backend, "p32", bytes.fromhex("b8000000800f22e0")) as bench:
+        before = bench.vcpu.state().cr4
         if divergence("mov-cr-reserved").applies_to(backend.provenance, "unicorn"):
+            bench.expect(Halt)
             return
         exit = bench.run()
         assert isinstance(exit, (Shutdown, GuestException, Refused)), exit.describe()
         assert bench.rip == CODE + 5
-        assert bench.vcpu.state().cr0 == before
+        assert bench.vcpu.state().cr4 == before
 
 
 @check

@@ -10,10 +10,13 @@ import random
 import threading
 import time
 
+from .. import budget, models
 from ..backends.base import Backend, Vcpu
+from ..cpu.modes import setup as mode_setup
 from ..diff.divergences import divergence
 from ..errors import NotSupported
 from ..exits import BudgetSpent, Cancelled, Halt, PortRead
+from ..machine import Machine
 from .bench import CODE, DATA, HOLE, Bench, Script
 from .checks import NotApplicable, per_mode, raises, registry
 
@@ -186,6 +189,26 @@ def cancel_between_exits(backend: Backend) -> None:
         seen = [bench.run().kind for _ in range(3)]
         assert sorted(seen) == ["cancelled", "halt", "port_write"], f"the exits are {seen}"
         assert bench.vcpu.registers().rax == 0x5A
+
+
+@check
+def budgets_of_exits_and_seconds(backend: Backend) -> None:
+    """A Machine on this backend stops after exactly so many exits, and when its time is over."""
+    # l: out 0x80, al; inc eax (ax); jmp l: the same bytes in every mode.
+    with Machine(backend=backend, memory=0x20000, without=tuple(models.MODELS["bare"])) as machine:
+        setup = mode_setup("p32", CODE, tables=0x10000)
+        for gpa, data in [*setup.writes, (CODE, bytes.fromhex("e680ffc0ebfa"))]:
+            machine.memory.write(gpa, data)
+        machine.cpu.load(setup.state)
+        for number in range(1, 4):
+            exit = machine.run(budget=budget.exits(5))
+            assert exit == BudgetSpent("exits", 5), exit.describe()
+            assert machine.accesses.total == 5 * number, f"{machine.accesses.total} exits"
+            assert machine.cpu.rip == CODE + 2, f"rip {machine.cpu.rip:#x}"
+        exit = machine.run(budget=budget.seconds(0.05))
+        assert exit == BudgetSpent("seconds", 0.05), exit.describe()
+        wanted = machine.accesses.total - (machine.cpu.rip == CODE + 2)
+        assert machine.cpu.rax == wanted, f"{machine.cpu.rax} INCs, {machine.accesses.total} OUTs"
 
 
 @check
