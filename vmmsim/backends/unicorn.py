@@ -180,9 +180,10 @@ class UnicornVm(Vm):
         anchor = ctypes.c_char.from_buffer(region.buffer)
         address = ctypes.addressof(anchor)
         del anchor  # or the mapping could never be closed
-        rights = UC_PROT_READ | UC_PROT_EXEC if region.readonly else UC_PROT_ALL
         try:
-            self.uc.mem_map_ptr(region.gpa, region.size, rights, address)
+            self.uc.mem_map_ptr(region.gpa, region.size, UC_PROT_ALL, address)
+            if region.readonly:  # Unicorn discards writes only if it is protected afterwards
+                self.uc.mem_protect(region.gpa, region.size, UC_PROT_READ | UC_PROT_EXEC)
         except UcError as error:
             raise HostError(
                 f"Unicorn cannot map {region!r}: {error}", hint="use fewer or smaller regions"

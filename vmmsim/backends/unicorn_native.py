@@ -18,7 +18,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from unicorn import unicorn_const as uc_const
@@ -89,11 +88,11 @@ class NativeVcpu(AccessCutter):
         self._restart = False
         #: Whether the access at which the engine was left is made.
         self._made = False
-        self._pending: Access | None = None
-        self._queue: deque[Access] = deque()
         self._stop: Exit | None = None
         self._error: BaseException | None = None
         self._want_truth = self._want_flush = False
+        #: An instruction is being executed alone.
+        self._alone = False
         self._truthful = False
         self._counting = vm.options.count_insns
         self._counted = 0
@@ -236,10 +235,10 @@ class NativeVcpu(AccessCutter):
 
     def _failed(self, error: BaseException, size: int) -> int:
         """A device raised: the access counts as made, a read gives all ones."""
-        self._error = error
+        if self._error is None:
+            self._error = error
         self._first = MASK[size]
-        self._made = True
-        self._leave()
+        self._leave_made()
         return self._first
 
     def _access(self, cls: type[Access], address: int, size: int, value: int) -> int:
@@ -268,6 +267,7 @@ class NativeVcpu(AccessCutter):
             log.append(0)
             return 0
         self._pending = exit
+        self._unseen = self._mode is _DRAIN
         self._leave()
         return 0
 
@@ -339,32 +339,36 @@ class NativeVcpu(AccessCutter):
     def _leave(self) -> None:
         quick.uc_emu_stop(self._address)
 
+    def _leave_made(self) -> None:
+        """Leave in an access that is made. An instruction that is executed alone ends by
+        itself, and must: its store may have reached RAM."""
+        self._made = True
+        if not self._alone:
+            self._leave()
+
     def _kick(self) -> None:
         self._words[Shared.LIMIT] = 0
 
     def stop_here(self, exit: Exit) -> None:
-        self._stop = exit
-        self._made = True
-        self._leave()
+        if self._stop is None:
+            self._stop = exit
+        self._leave_made()
 
     def run_inline(self, handler: AccessHandler, *, max_insns: int | None = None) -> Exit:
         self._port_read = handler.port_read
         self._port_write = handler.port_write
         self._mmio_read = handler.mmio_read
         self._mmio_write = handler.mmio_write
+        self._answer_unseen(handler)
         self._take_answer()
-        while self._queue:
-            self._give(self._queue.popleft())
         return self._run(_INLINE, max_insns)
-
-    def _give(self, exit: Access) -> None:
-        """Show the handler a write that was made while state was looked at."""
-        write = self._port_write if exit.space == "port" else self._mmio_write
-        write(exit.address, exit.size, exit.value)  # type: ignore[attr-defined]
 
     def run(self, *, max_insns: int | None = None) -> Exit:
         if self._queue:
             return self._queue.popleft()
+        if self._unseen and self._pending is not None:
+            self._unseen = False
+            return self._pending
         self._take_answer()
         return self._run(_ONE, max_insns)
 
@@ -431,6 +435,9 @@ class NativeVcpu(AccessCutter):
             if self._stop is not None:
                 exit, self._stop = self._stop, None
                 return exit
+            if self._queue:
+                return self._queue.popleft()
+            self._unseen = False
             return self._pending
         if self._fault is not None or status:
             self._forget()
@@ -457,15 +464,17 @@ class NativeVcpu(AccessCutter):
         words, hidden = self._words, self._hidden
         limit, words[Shared.INSN_LIMIT] = words[Shared.INSN_LIMIT], _FOREVER
         shadow = hidden[0] & _INHIBIT
-        retired = False
+        retired = truthful = False
         words[Shared.SPECIAL] = FLAG_SPECIAL
-        self._restart = True
+        self._restart = self._alone = True
+        if self._mode is _ONE:
+            self._mode = _DRAIN
         try:
             while True:
-                if self._want_flush:
-                    self._want_flush = False
-                    self._flush()
-                hooks = self._tell_truth() if self._want_truth else []
+                self._flush_if_wanted()
+                truthful |= self._want_truth
+                self._want_truth = False
+                hooks = self._tell_truth() if truthful else []
                 began = words[Shared.BYTES]
                 rip = self._rip[0]
                 words[Shared.LIMIT] = began + 1
@@ -479,6 +488,7 @@ class NativeVcpu(AccessCutter):
                         continue
                     retired = True
                     self._last_pass(rip)
+                    self._flush_if_wanted()
                     self._forget()
                     return
                 if self._fault is not None or status:
@@ -493,12 +503,17 @@ class NativeVcpu(AccessCutter):
                 self._same(self._made)
                 self._restart = True
         finally:
+            self._alone = False
             if not retired and not shadow:
                 hidden[0] &= ~_INHIBIT
             words[Shared.INSN_LIMIT] = limit
 
+    def _flush_if_wanted(self) -> None:
+        if self._want_flush:
+            self._want_flush = False
+            self._flush()
+
     def _tell_truth(self) -> list[Any]:
-        self._want_truth = False
         self._truthful = True
         kinds = (uc_const.UC_HOOK_MEM_READ, uc_const.UC_HOOK_MEM_WRITE)
         hooks = [self._hook(kind, self._truth) for kind in kinds]
@@ -535,8 +550,7 @@ class NativeVcpu(AccessCutter):
     def host_wrote(self, gpa: int, size: int) -> None:
         if self._running:  # by a device, which is answering an access
             self._want_flush = True
-            self._made = True
-            self._leave()
+            self._leave_made()
         else:
             self._flush()
 

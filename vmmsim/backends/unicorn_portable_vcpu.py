@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections import deque
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,6 @@ from ..exits import (
     Exit,
     Halt,
     MmioRead,
-    MmioWrite,
     PortRead,
     PortWrite,
     ReadAccess,
@@ -74,8 +72,6 @@ class PortableVcpu(AccessCutter):
         self._stopped = False
         self._skip = 0
         self._data = (0, 0, -1, 0)
-        self._pending: Access | None = None
-        self._queue: deque[Access] = deque()
         self._stop: Exit | None = None
         self._error: BaseException | None = None
         self._want_flush = False
@@ -214,17 +210,17 @@ class PortableVcpu(AccessCutter):
         self._limit = 0
 
     def run_inline(self, handler: AccessHandler, *, max_insns: int | None = None) -> Exit:
+        self._answer_unseen(handler)
         self._check_answered()
         self._quiesce()
-        self._check_settable()
+        while self._pending is not None:  # the instruction has made another read
+            self._answer_unseen(handler)
+            self._quiesce()
+        self._answer_unseen(handler)
         self._port_read = handler.port_read
         self._port_write = handler.port_write
         self._mmio_read = handler.mmio_read
         self._mmio_write = handler.mmio_write
-        while self._queue:
-            exit = self._queue.popleft()
-            write = handler.port_write if exit.space == "port" else handler.mmio_write
-            write(exit.address, exit.size, exit.value)  # type: ignore[attr-defined]
         self._mode = _INLINE
         self._aim(max_insns)
         self._running = True
@@ -242,6 +238,9 @@ class PortableVcpu(AccessCutter):
     def run(self, *, max_insns: int | None = None) -> Exit:
         if self._queue:
             return self._queue.popleft()
+        if self._unseen and self._pending is not None:
+            self._unseen = False
+            return self._pending
         self._check_answered()
         self._mode = _ONE
         self._aim(max_insns)
@@ -292,6 +291,7 @@ class PortableVcpu(AccessCutter):
         event = self._events.get()
         if isinstance(event, Access):
             self._pending = event
+            self._unseen = self._mode is _DRAIN
             return event
         self._parked = False
         return self._ended(event)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 from abc import abstractmethod
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -20,14 +21,33 @@ from unicorn import x86_const
 from unicorn.unicorn_py3.unicorn import Uc, UcError, uclib
 
 from ..cpu.cpuid import cpuid
-from ..cpu.msrs import EFER, FS_BASE, GS_BASE, STATE_MSRS
+from ..cpu.msrs import (
+    CSTAR,
+    EFER,
+    FS_BASE,
+    GS_BASE,
+    KERNEL_GS_BASE,
+    LSTAR,
+    STATE_MSRS,
+    SYSENTER_EIP,
+    SYSENTER_ESP,
+)
 from ..cpu.paging import linear_to_gpa
 from ..cpu.state import CpuState, Registers
-from ..cpu.validate import validate
+from ..cpu.validate import is_canonical, validate
 from ..cpu.vectors import ERROR_CODE_VECTORS, vector_name
 from ..errors import NotSupported, UsageError
-from ..exits import Exit, FetchUnmapped, GuestException, Refused, Shutdown, Unsupported
-from .base import Vcpu
+from ..exits import (
+    Access,
+    Exit,
+    FetchUnmapped,
+    GuestException,
+    ReadAccess,
+    Refused,
+    Shutdown,
+    Unsupported,
+)
+from .base import AccessHandler, Vcpu
 
 if TYPE_CHECKING:
     from .unicorn import UnicornVm
@@ -48,7 +68,9 @@ _INVALID = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p)
 _SYSCALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _CPUID = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
 
-#: Unicorn's own word for "delivered as an interrupt by software" is not a vector.
+#: MSRs that hold a linear address (SDM vol. 4).
+_ADDRESSES = frozenset({LSTAR, CSTAR, FS_BASE, GS_BASE, KERNEL_GS_BASE, SYSENTER_EIP, SYSENTER_ESP})
+_CPUID_REGISTERS = tuple(getattr(x86_const, f"UC_X86_REG_{name}") for name in ("RAX", "RBX", "RCX", "RDX"))
 _UD = 6
 _DF = 8
 _GP = 13
@@ -74,6 +96,12 @@ class UnicornVcpu(Vcpu):
         self._refused: str | None = None
         self._cancelled = False
         self._halted = False
+        #: The exit of `run` whose instruction is not finished.
+        self._pending: Access | None = None
+        #: `_pending` came up while state was looked at: the caller has not seen it yet.
+        self._unseen = False
+        #: Writes that were made while state was looked at.
+        self._queue: deque[Access] = deque()
 
     def open(self, uc: Uc) -> None:
         """Take `uc` as the engine: at first, and again when memory was added or removed."""
@@ -133,13 +161,9 @@ class UnicornVcpu(Vcpu):
 
     def _on_cpuid(self, _uc: int) -> int:
         read, write = self.codec.read, self.codec.write
-        leaf = read(x86_const.UC_X86_REG_RAX) & 0xFFFFFFFF
-        subleaf = read(x86_const.UC_X86_REG_RCX) & 0xFFFFFFFF
-        for register, value in zip(
-            (x86_const.UC_X86_REG_RAX, x86_const.UC_X86_REG_RBX, x86_const.UC_X86_REG_RCX, x86_const.UC_X86_REG_RDX),
-            cpuid(leaf, subleaf),
-            strict=True,
-        ):  # fmt: skip
+        leaf = read(_CPUID_REGISTERS[0]) & 0xFFFFFFFF
+        subleaf = read(_CPUID_REGISTERS[2]) & 0xFFFFFFFF
+        for register, value in zip(_CPUID_REGISTERS, cpuid(leaf, subleaf), strict=True):
             write(register, value)
         return 1  # Unicorn's own CPUID is skipped
 
@@ -156,7 +180,8 @@ class UnicornVcpu(Vcpu):
         state = self._read_state()
         if self._gate_usable(state, vector):
             return GuestException(vector, code, self._code_at(state))
-        first = f"{vector_name(vector)} at rip {state.rip:#x}, and the IDT (base {state.idt.base:#x}, limit {state.idt.limit:#x}) has no gate for it"
+        table = f"the IDT (base {state.idt.base:#x}, limit {state.idt.limit:#x})"
+        first = f"{vector_name(vector)} at rip {state.rip:#x}, and {table} has no gate for it"
         if vector != _DF:
             if vector != _GP and self._gate_usable(state, _GP):
                 return GuestException(_GP, vector * 8 + 2 if state.cr0 & 1 else None, self._code_at(state))
@@ -221,6 +246,17 @@ class UnicornVcpu(Vcpu):
     def _quiesce(self) -> None:
         """Finish the instruction in flight, unless a read of it waits for its answer."""
 
+    def _answer_unseen(self, handler: AccessHandler) -> None:
+        """Before an inline run: let the handler have what no `run` has returned yet."""
+        while self._queue:
+            exit = self._queue.popleft()
+            write = handler.port_write if exit.space == "port" else handler.mmio_write
+            write(exit.address, exit.size, exit.value)  # type: ignore[attr-defined]
+        pending = self._pending
+        if self._unseen and isinstance(pending, ReadAccess) and not pending.answered:
+            read = handler.port_read if pending.space == "port" else handler.mmio_read
+            pending.reply(read(pending.address, pending.size))
+
     @abstractmethod
     def _check_settable(self) -> None:
         """UsageError while a read waits for its answer; else what is in flight is forgotten."""
@@ -266,6 +302,11 @@ class UnicornVcpu(Vcpu):
         self._check_msr(index)
         if not 0 <= value < 1 << 64:
             raise UsageError(f"MSR {index:#x} cannot be {value:#x}", hint="an MSR has 64 bits")
+        if index in _ADDRESSES and not is_canonical(value):
+            raise UsageError(
+                f"MSR {index:#x} cannot be {value:#x}, which is not canonical",
+                hint="bits 63 to 47 of an address are equal",
+            )
         self.codec.write_msr(index, value)
 
     @staticmethod
