@@ -8,6 +8,7 @@ from ..backends.base import Backend
 from . import (
     cases_mmio,
     cases_port,
+    cases_random,
     cases_rmw,
     checks_exits,
     checks_memory,
@@ -25,6 +26,7 @@ CHECKS: tuple[Check, ...] = (
     *checks_of(cases_port.CASES),
     *checks_of(cases_mmio.CASES),
     *checks_of(cases_rmw.CASES),
+    *checks_of(cases_random.CASES),
     *checks_exits.CHECKS,
     *checks_reply.CHECKS,
     *checks_stop.CHECKS,
