@@ -1,0 +1,81 @@
+"""All benchmarks: `python benchmarks/run.py [--json] [--only NAME] [--quick]`.
+
+Each figure is measured against its baseline in the same run, in turn; see common.py. A
+goal that is missed is shown and changes the exit code only with --check.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+
+from common import Benchmark, Result
+
+_GROUPS = ("bench_guest_code", "bench_accesses", "bench_kvm", "bench_startup", "bench_machines")
+
+
+def collect(only: str | None) -> dict[str, Benchmark]:
+    """Benchmarks by name. `only` is the start of some names, or a group (`accesses`)."""
+    found: dict[str, Benchmark] = {}
+    for group in _GROUPS:
+        benchmarks: dict[str, Benchmark] = importlib.import_module(group).BENCHMARKS
+        whole = only is None or only in (group, group.removeprefix("bench_"))
+        found.update({name: run for name, run in benchmarks.items() if whole or name.startswith(str(only))})
+    return found
+
+
+def _figure(value: float | None, unit: str) -> str:
+    if value is None:
+        return "-"
+    if value >= 1e6 and unit != "bytes":
+        return f"{value / 1e6:,.2f} M"
+    return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
+
+
+def _print_table(results: list[Result]) -> None:
+    head = ("name", "value", "baseline", "unit", "ratio", "goal", "", "measured")
+    rows = [head]
+    for r in results:
+        if r.skipped:
+            rows.append((r.name, "-", "-", r.unit, "-", "", "skipped", r.skipped))
+            continue
+        ratio = "-" if r.ratio is None else f"{r.ratio:.3f}"
+        mark = {True: "met", False: "MISSED", None: ""}[r.met]
+        how = ", ".join(filter(None, (r.clock and f"{r.clock} time", r.of)))
+        rows.append(
+            (r.name, _figure(r.value, r.unit), _figure(r.baseline, r.unit), r.unit, ratio, r.goal, mark, how)
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [
+            text.rjust(width) if i in (1, 2, 4) else text.ljust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
+    parser.add_argument("--only", metavar="NAME", help="the benchmarks whose name starts so, or a group")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: that it works, not how fast")
+    parser.add_argument("--check", action="store_true", help="exit with 1 when a goal is missed")
+    arguments = parser.parse_args()
+    benchmarks = collect(arguments.only)
+    if not benchmarks:
+        parser.error(f"no benchmark is named {arguments.only}; there are: {', '.join(collect(None))}")
+    results: list[Result] = []
+    for name, benchmark in benchmarks.items():
+        print(f"{name} ...", file=sys.stderr)
+        results += benchmark(arguments.quick)
+    if arguments.json:
+        print(json.dumps([r.json() for r in results], indent=2))
+    else:
+        _print_table(results)
+    return 1 if arguments.check and any(r.met is False for r in results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""benchmarks/run.py works, with tiny sizes. How fast things are is not tested here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RUN = Path(__file__).parents[1] / "benchmarks" / "run.py"
+#: What the issue's speed section names.
+EXPECTED = {
+    "guest_code_alu", "guest_code_mix", "unicorn_port_in", "unicorn_port_out", "unicorn_mmio_read",
+    "unicorn_mmio_write", "unicorn_run_exit", "kvm_port", "kvm_mmio", "import_vmmsim", "run_loop_unicorn",
+    "run_loop_kvm", "machines_unicorn", "machines_kvm",
+}  # fmt: skip
+FIELDS = {"name", "value", "unit", "baseline", "ratio", "goal", "backend", "clock", "skipped"}
+
+pytestmark = pytest.mark.skipif(not RUN.exists(), reason="an installed package has no benchmarks")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(RUN), "--quick", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+
+
+def test_every_figure_of_the_issue_as_json() -> None:
+    ran = run("--json")
+    assert ran.returncode == 0, ran.stderr
+    results = json.loads(ran.stdout)
+    assert {r["name"] for r in results} >= EXPECTED
+    for result in results:
+        assert result.keys() >= FIELDS
+        if result["skipped"]:
+            assert result["value"] is None
+            continue
+        assert result["value"] >= 0
+        if result["baseline"]:
+            assert result["ratio"] == pytest.approx(result["value"] / result["baseline"])
+
+
+def test_only_one_and_as_a_table() -> None:
+    ran = run("--only", "unicorn_port_in")
+    assert ran.returncode == 0, ran.stderr
+    lines = ran.stdout.splitlines()
+    assert lines[0].startswith("name")
+    assert [line.split()[0] for line in lines[1:]] == ["unicorn_port_in"]
+
+
+def test_a_group() -> None:
+    results = json.loads(run("--json", "--only", "startup").stdout)
+    assert [r["name"] for r in results] == ["import_vmmsim", "run_loop_unicorn", "run_loop_kvm"]
+
+
+def test_a_name_that_does_not_exist() -> None:
+    ran = run("--only", "nothing")
+    assert ran.returncode == 2
+    assert "no benchmark is named nothing" in ran.stderr
