@@ -360,6 +360,19 @@ CASES = (
         stored={ROM - 2: bytes.fromhex("01020001"), HIGH_RAM - 1: bytes.fromhex("ff020304")},
     ),
     Case(
+        name="rmw_from_ram_into_rom",
+        modes=("p32", "l64", "l64u"),
+        code="""
+            01 46 fe                       add dword ptr [esi-2], eax
+        """,
+        regs={"rsi": ROM, "rax": 0x00010001},
+        memory={ROM - 2: b"\xff\xff"},
+        # 0x0100ffff + 0x00010001: the carry goes from RAM into ROM.
+        expect=(mw(ROM, 2, 0x0102),),
+        divergence="rmw-from-ram-into-rom",
+        instead={"unicorn-*/native": (mw(ROM, 2, 0x0101),)},
+    ),
+    Case(
         name="rom_strings_and_stack",
         modes=("p32",),
         code="""
