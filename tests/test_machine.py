@@ -336,7 +336,7 @@ def test_a_guest_that_writes_a_hole_a_million_times_is_counted_and_stays_small(b
         assert machine.run(budget=budget.exits(20_000)).kind == "budget"
         assert machine.mmio.unclaimed_writes == 20_000
         assert machine.counts()["mmio_write"] == 20_000
-        assert len(machine.mmio.writers) <= 4096
+        assert sum(map(len, machine.mmio.writers)) <= 4096
 
 
 # -- serial

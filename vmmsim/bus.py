@@ -23,8 +23,14 @@ from .errors import UsageError
 __all__ = ["Bus", "Device", "Mapping", "split_access"]
 
 _PAGE = 4096
-#: Cached decisions a bus keeps before it starts anew: guests that scan memory stay bounded.
+#: Cached decisions a bus keeps of a size before it starts anew: guests that scan memory stay
+#: bounded.
 _CACHE_LIMIT = 4096
+
+#: Who answers a read: a function, its first argument, and the bits that no answer has.
+ReadPlan = tuple[Callable[[int, int], int], int, int]
+#: Who takes a write: a function and its first argument.
+WritePlan = tuple[Callable[[int, int, int], None], int]
 
 
 @runtime_checkable
@@ -84,8 +90,9 @@ class Bus:
         self.on_unclaimed: Callable[[int, int, bool], None] | None = None
         self._mappings: list[Mapping] = []
         self._starts: list[int] = []
-        self.readers: dict[int, tuple[Callable[[int, int], int], int]] = {}
-        self.writers: dict[int, tuple[Callable[[int, int, int], None], int]] = {}
+        #: Decided already, by size and then by address: see `plan_read` and `plan_write`.
+        self.readers: tuple[dict[int, ReadPlan], ...] = tuple({} for _ in range(9))
+        self.writers: tuple[dict[int, WritePlan], ...] = tuple({} for _ in range(9))
 
     @property
     def mappings(self) -> tuple[Mapping, ...]:
@@ -108,10 +115,11 @@ class Bus:
                 f"{name} declares the access widths {sorted(device.widths)}",
                 hint="a device takes some of 1, 2, 4 and 8 bytes",
             )
+        end = start + length
         for other in self._mappings:
-            if start < other.end and other.start < start + length:
+            if start < other.end and other.start < end:
                 raise UsageError(
-                    f"{name} at {start:#x}..{start + length - 1:#x} overlaps {other!r} on the {self.name} bus",
+                    f"{name} at {start:#x}..{end - 1:#x} overlaps {other!r} on the {self.name} bus",
                     hint="ranges are disjoint: move or detach one",
                 )
         mapping = Mapping(start, length, device, name)
@@ -130,8 +138,9 @@ class Bus:
 
     def _rebuild(self) -> None:
         self._starts = [m.start for m in self._mappings]
-        self.readers.clear()
-        self.writers.clear()
+        for reads, writes in zip(self.readers, self.writers, strict=True):
+            reads.clear()
+            writes.clear()
 
     def find(self, address: int) -> Mapping | None:
         """The mapping that holds `address`."""
@@ -143,42 +152,44 @@ class Bus:
     def read(self, address: int, size: int) -> int:
         """The device's answer to a read of `size` (1-8) bytes."""
         try:
-            read, offset = self.readers[address << 4 | size]
+            read, offset, _ = self.readers[size][address]
         except KeyError:
-            read, offset = self.plan_read(address, size)
+            read, offset, _ = self.plan_read(address, size)
         return read(offset, size)
 
     def write(self, address: int, size: int, value: int) -> None:
         """Give a write of `size` (1-8) bytes to its device."""
         try:
-            write, offset = self.writers[address << 4 | size]
+            write, offset = self.writers[size][address]
         except KeyError:
             write, offset = self.plan_write(address, size)
         write(offset, size, value)
 
-    def plan_read(self, address: int, size: int) -> tuple[Callable[[int, int], int], int]:
-        """Who answers a read: (function, its first argument). Kept in `readers` under
-        `address << 4 | size`, which the dispatcher looks up by itself."""
+    def plan_read(self, address: int, size: int) -> ReadPlan:
+        """Who answers a read. Kept in `readers[size][address]`, where the dispatcher looks it
+        up by itself."""
         mapping = self.find(address)
         if mapping and address + size <= mapping.end and size in mapping.device.widths:
-            plan = (mapping.device.read, address - mapping.start)
+            plan = (mapping.device.read, address - mapping.start, -1 << 8 * size)
         else:
-            plan = (self._read_cut, address)
-        if len(self.readers) >= _CACHE_LIMIT:
-            self.readers.clear()
-        self.readers[address << 4 | size] = plan
+            plan = (self._read_cut, address, -1 << 8 * size)
+        plans = self.readers[size]
+        if len(plans) >= _CACHE_LIMIT:
+            plans.clear()
+        plans[address] = plan
         return plan
 
-    def plan_write(self, address: int, size: int) -> tuple[Callable[[int, int, int], None], int]:
-        """The same for a write, kept in `writers`."""
+    def plan_write(self, address: int, size: int) -> WritePlan:
+        """The same for a write, kept in `writers[size][address]`."""
         mapping = self.find(address)
         if mapping and address + size <= mapping.end and size in mapping.device.widths:
             plan = (mapping.device.write, address - mapping.start)
         else:
             plan = (self._write_cut, address)
-        if len(self.writers) >= _CACHE_LIMIT:
-            self.writers.clear()
-        self.writers[address << 4 | size] = plan
+        plans = self.writers[size]
+        if len(plans) >= _CACHE_LIMIT:
+            plans.clear()
+        plans[address] = plan
         return plan
 
     def _cut(self, address: int, size: int) -> Iterator[tuple[Mapping | None, int, int]]:

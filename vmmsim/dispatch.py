@@ -67,9 +67,7 @@ class Dispatcher:
             write(exit.address, exit.size, exit.value)  # type: ignore[attr-defined]
             exit.reply()  # type: ignore[attr-defined]
 
-    def _reader(
-        self, cls: type[Access], bus: Bus
-    ) -> tuple[Callable[[int, int], int], Callable[[], int]]:
+    def _reader(self, cls: type[Access], bus: Bus) -> tuple[Callable[[int, int], int], Callable[[], int]]:
         count = 0
         plans, plan = bus.readers, bus.plan_read
         remember, observers = self.history.append, self._observers
@@ -79,11 +77,11 @@ class Dispatcher:
             count += 1
             try:
                 try:
-                    device_read, offset = plans[address << 4 | size]
+                    device_read, offset, too_wide = plans[size][address]
                 except KeyError:
-                    device_read, offset = plan(address, size)
+                    device_read, offset, too_wide = plan(address, size)
                 value = device_read(offset, size)
-                if value >> (size << 3):
+                if value & too_wide:
                     raise ValueError(f"{value:#x} does not answer a {size}-byte read")
             except BaseException:
                 self.failed = (cls, address, size)
@@ -109,7 +107,7 @@ class Dispatcher:
             remember((cls, address, size, value))
             try:
                 try:
-                    device_write, offset = plans[address << 4 | size]
+                    device_write, offset = plans[size][address]
                 except KeyError:
                     device_write, offset = plan(address, size)
                 device_write(offset, size, value)
