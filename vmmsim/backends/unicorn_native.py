@@ -94,6 +94,8 @@ class NativeVcpu(AccessCutter):
         #: An instruction is being executed alone.
         self._alone = False
         self._truthful = False
+        #: The next instruction faults because a page table is in MMIO.
+        self._walking = False
         self._counting = vm.options.count_insns
         self._counted = 0
         self._truth = _TRUTH(self._on_truth)
@@ -289,7 +291,7 @@ class NativeVcpu(AccessCutter):
             value = self._access(MmioRead, gpa, crossing.rest, 0)
             self._show(gpa, crossing.rest, value, to_page_end=False)
             return value & MASK[size]
-        if gpa % PAGE == 0 and not self._truthful:
+        if gpa % PAGE == 0 and not self._truthful and not self._walking:
             self._ask_for_truth(made=True)
         return MASK[size]
 
@@ -439,6 +441,7 @@ class NativeVcpu(AccessCutter):
                 return self._queue.popleft()
             self._unseen = False
             return self._pending
+        self._walking = False
         if self._fault is not None or status:
             self._forget()
             return self._error_exit(status)
@@ -492,7 +495,9 @@ class NativeVcpu(AccessCutter):
                     self._forget()
                     return
                 if self._fault is not None or status:
-                    # The exception comes again, and is dealt with, when the vCPU runs on.
+                    # The exception comes again, and is dealt with, when the vCPU runs on. If no
+                    # access crossed into MMIO, the CPU's walk met a page table there: let it.
+                    self._walking = truthful
                     self._fault = None
                     self.codec.clear_old_exception()
                     self._forget()

@@ -291,3 +291,22 @@ def exceptions_are_delivered_twice(backend: Backend) -> None:
     with Bench(backend, "real", _UD2 * 3, memory=memory) as bench:
         bench.expect(Halt, rip=CODE + 7)
         assert bench.memory.read_int(DATA, 2) == 3
+
+
+@check
+def page_tables_in_a_hole(backend: Backend) -> None:
+    """A page table where no memory is reads as ones: a fault (here a triple one), never a hang."""
+
+    def top(state: CpuState) -> None:
+        state.cr3 = HOLE
+
+    with Bench(backend, "l64", b"\x90", adjust=top) as bench:
+        bench.expect(Shutdown, rip=CODE)
+    # mov eax, [rsi], by a page directory in the hole: its first entry, and one in the middle.
+    for linear in (0xC0000000, 0xFFC00000):
+        with Bench(backend, "l64", bytes.fromhex("8b06"), regs={"rsi": linear}) as bench:
+            pml4 = bench.vcpu.state().cr3 & ~0xFFF
+            pdpt = bench.memory.read_int(pml4, 8) & ~0xFFF
+            bench.memory.write_int(pdpt + 3 * 8, 8, HOLE | 3)
+            bench.expect(Shutdown, rip=CODE)
+            assert bench.vcpu.state().cr2 == linear
