@@ -1,11 +1,22 @@
-"""The portable way to drive Unicorn: a hook before each instruction, documented API only.
+"""The portable way to drive Unicorn: the documented API only.
 
-The hook is where the vCPU stops, so a stop is always exactly between two instructions,
-and where instructions are counted. An access is answered inside its callback. For `run`,
-which gives each access to the caller, the engine runs in a thread of its own, whose
-callback waits until the caller has answered; nothing is executed twice.
+The engine always runs with a count of instructions. Unicorn then calls hooks before each
+instruction, and may leave there: exactly between two instructions. Three things follow.
 
-It costs a Python call for each instruction: some millions of instructions a second.
+* A run is cut into slices, between which a cancel and signal handlers have their turn.
+* To stop behind the instruction whose access is being answered, a hook for all addresses
+  is added in the callback: it is called before the next instruction. (Unicorn looks hooks
+  up again at each call when there is more than one; so one that is never called is there
+  from the start.)
+* HLT and the end of a slice look the same from outside. So each new block that ends in
+  HLT gets a hook at that address, which tells.
+
+An access is answered inside its callback. For `run`, which gives each access to the
+caller, the engine runs in a thread of its own, whose callback waits until the caller has
+answered. Nothing is ever executed twice.
+
+Where instructions are to be counted, a Python hook before each does it: some millions a
+second, where slices do some hundred million.
 """
 
 from __future__ import annotations
@@ -19,6 +30,7 @@ from unicorn import unicorn_const as uc_const
 from unicorn import x86_const
 from unicorn.unicorn_py3.unicorn import Uc, uclib
 
+from ..cpu.paging import linear_to_gpa
 from ..cpu.state import CpuState
 from ..errors import UsageError
 from ..exits import (
@@ -43,11 +55,21 @@ if TYPE_CHECKING:
 __all__ = ["PortableVcpu"]
 
 _FOREVER = 1 << 62
+#: Instructions in the first slice of a run, and in the longest: some milliseconds.
+_FIRST_SLICE = 20_000
+_SLICE = 500_000
+_HLT = b"\xf4"
+#: Instructions that end a block, as capstone names them; and its modes for ours.
+_TRANSFERS = ("j", "call", "lcall", "ljmp", "ret", "iret", "int", "loop", "sys")
+_CAPSTONE_MODES = {"l64": "CS_MODE_64", "p32": "CS_MODE_32", "c32": "CS_MODE_32"}
+#: For a hook that is never called.
+_NOWHERE = (1 << 64) - 1
 #: How far an access reaches beyond its first byte.
 _REACH = 7
 
 _INT, _U32, _U64, _PTR = ctypes.c_int, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p
 _INSN = ctypes.CFUNCTYPE(None)
+_BLOCK = ctypes.CFUNCTYPE(None, _PTR, _PTR)
 _IN = ctypes.CFUNCTYPE(_U32, _PTR, _U32, _INT)
 _OUT = ctypes.CFUNCTYPE(None, _PTR, _U32, _INT, _U32)
 _READ = ctypes.CFUNCTYPE(ctypes.c_bool, _PTR, _INT, _U64, _INT)
@@ -65,11 +87,19 @@ class PortableVcpu(AccessCutter):
     def __init__(self, vm: UnicornVm) -> None:
         super().__init__(vm)
         self._mode = _INLINE
-        #: Instructions begun, and at which of them the next run looks up.
+        self._counting = vm.options.count_insns
+        #: Instructions begun, and at which of them the run ends; only while counting.
         self._begun = 0
-        self._limit = 0
-        self._max_insns = _FOREVER
+        self._limit = _FOREVER
+        self._budget = 0
+        #: The run was ended by a hook before an instruction.
         self._stopped = False
+        self._stopper: Any = None
+        #: RIP of the HLT that began last, and the linear addresses of all that are known.
+        self._hlt = -1
+        self._hlts: set[int] = set()
+        #: Which access this is; the accesses of one INS share a number.
+        self._serial = 0
         self._skip = 0
         self._data = (0, 0, -1, 0)
         self._stop: Exit | None = None
@@ -88,8 +118,13 @@ class PortableVcpu(AccessCutter):
     def open(self, uc: Uc) -> None:
         super().open(uc)
         self.codec = PortableCodec(uc, self.vm.read_physical)
-        self._piece_callbacks: list[Any] = []
-        self._hook(uc_const.UC_HOOK_CODE, _INSN(self._insn_callback()))
+        self._stop_callback = _INSN(self._on_stop)
+        self._hlt_callback = _INSN(self._on_hlt)
+        self._hlts.clear()
+        self._hook(uc_const.UC_HOOK_CODE, _INSN(lambda: None), bounds=(_NOWHERE, _NOWHERE))
+        self._hook(uc_const.UC_HOOK_EDGE_GENERATED, _BLOCK(self._on_new_block))
+        if self._counting:
+            self._count()
         self._hook(uc_const.UC_HOOK_INSN, _IN(self._on_in), x86_const.UC_X86_INS_IN)
         self._hook(uc_const.UC_HOOK_INSN, _OUT(self._on_out), x86_const.UC_X86_INS_OUT)
         self._hook(uc_const.UC_HOOK_MEM_READ_PROT, _READ(self._on_read))
@@ -107,34 +142,110 @@ class PortableVcpu(AccessCutter):
         check(uclib.uc_mmio_map(self._handle, gpa, size, pointer, None, None, None), "map MMIO")
         check(uclib.uc_mem_protect(self._handle, gpa, size, uc_const.UC_PROT_NONE), "protect MMIO")
 
-    # -- callbacks
-
-    def _insn_callback(self) -> Any:
+    def _count(self) -> None:
+        """Count instructions from now on."""
+        self._counting = True
         me = self
 
         def on_insn() -> None:
             if me._begun >= me._limit:
-                me._look_up()
+                me._on_stop()
             else:
                 me._begun += 1
 
-        return on_insn
+        self._hook(uc_const.UC_HOOK_CODE, _INSN(on_insn))
 
-    def _look_up(self) -> None:
-        """Before an instruction at which the run ends, or may end."""
+    # -- callbacks
+
+    def _on_stop(self) -> None:
         self._stopped = True
         self._leave()
 
+    def _stop_soon(self) -> None:
+        """In a callback: end the run before the next instruction."""
+        if self._counting:
+            self._limit = 0
+        elif self._stopper is None:
+            self._stopper = self._hook(uc_const.UC_HOOK_CODE, self._stop_callback)
+            self._keep.pop()
+
+    def _on_new_block(self, _uc: int, block: int) -> None:
+        """A block was translated: if it ends in HLT, hook that."""
+        pc = ctypes.c_uint64.from_address(block).value
+        size = ctypes.c_uint16.from_address(block + 10).value  # struct uc_tb of unicorn.h
+        if pc + size - 1 not in self._hlts:
+            state = self._control()
+            if self._code(state, pc + size - 1, 1) == _HLT:
+                self._hook_hlts(state, pc, size)
+
+    def _hook_first_block(self) -> None:
+        """Unicorn tells of each new block but the first of a run."""
+        state = self._control()
+        pc = state.linear_rip
+        self._hook_hlts(state, pc, PAGE - pc % PAGE)
+
+    def _hook_hlts(self, state: CpuState, pc: int, size: int) -> None:
+        """Hook the HLT that ends the block at `pc`, which is at most `size` bytes long. What
+        cannot be decoded may be one wherever the byte is there."""
+        import capstone
+
+        mode = getattr(capstone, _CAPSTONE_MODES.get(state.mode, "CS_MODE_16"))
+        code = self._code(state, pc, size)
+        end = 0
+        for address, length, name, _ in capstone.Cs(capstone.CS_ARCH_X86, mode).disasm_lite(code, pc):
+            end = address - pc + length
+            if name == "hlt":
+                self._hook_hlt(address)
+            if name == "hlt" or name.startswith(_TRANSFERS):
+                return
+        for at in range(end, min(len(code), end + 64)):
+            if code[at : at + 1] == _HLT:
+                self._hook_hlt(pc + at)
+
+    def _hook_hlt(self, linear: int) -> None:
+        if linear not in self._hlts:
+            self._hlts.add(linear)
+            self._hook(uc_const.UC_HOOK_CODE, self._hlt_callback, bounds=(linear, linear))
+            self._keep.pop()
+
+    def _on_hlt(self) -> None:
+        self._hlt = self.codec.read_rip()
+
+    def _control(self) -> CpuState:
+        state: CpuState = self.codec.read_state()
+        return state
+
+    def _code(self, state: CpuState, linear: int, size: int) -> bytes:
+        """Guest code by linear address, as far as it is memory."""
+        code = b""
+        while size:
+            count = min(size, PAGE - linear % PAGE)
+            gpa = linear_to_gpa(state, linear, self.vm.read_physical)
+            if gpa is None or not self.vm.holds(gpa, count):
+                break
+            code += self.vm.read_physical(gpa, count)
+            linear += count
+            size -= count
+        return code
+
     def _token(self) -> int:
-        return self._begun
+        return self._serial
+
+    def _next_access(self) -> None:
+        """Another instruction's access, unless an INS has stored its 0."""
+        if self._ins_seen != self._serial:
+            self._serial += 1
 
     def _on_in(self, _uc: int, port: int, size: int) -> int:
+        self._next_access()
         return self._access(PortRead, port, size, 0)
 
     def _on_out(self, _uc: int, port: int, size: int, value: int) -> None:
+        self._next_access()
         self._access(PortWrite, port, size, value & MASK[size])
 
     def _on_read(self, _uc: int, _kind: int, gpa: int, size: int) -> bool:
+        self._next_access()
         value = self._cut_read(gpa, size)
         if gpa % PAGE + size <= PAGE:
             self._show(gpa, size, value, to_page_end=False)
@@ -148,12 +259,16 @@ class PortableVcpu(AccessCutter):
             return True
         if gpa & size - 1:
             self._skip = size
+        self._next_access()
+        ins = self._ins_seen == self._serial
         self._cut_write(gpa, size, value & MASK[size])
+        if ins:  # that was the store of what it has read
+            self._serial += 1
         return True
 
     def _show(self, gpa: int, size: int, value: int, *, to_page_end: bool) -> None:
         end = gpa - gpa % PAGE + PAGE if to_page_end else gpa + size
-        self._data = (gpa, value, self._begun, end)
+        self._data = (gpa, value, self._serial, end)
 
     def _on_piece(self, gpa: int, size: int) -> int:
         """A piece of a load from MMIO, or a page walk of the CPU, which finds all ones there."""
@@ -162,7 +277,7 @@ class PortableVcpu(AccessCutter):
         if crossing is not None:
             start, value = gpa, self._access(MmioRead, gpa, crossing.rest, 0)
             self._show(start, crossing.rest, value, to_page_end=False)
-        elif token != self._begun or not start - _REACH <= gpa < end:
+        elif token != self._serial or not start - _REACH <= gpa < end:
             return MASK[size]
         shift = 8 * (gpa - start)
         return (value >> shift if shift >= 0 else value << -shift) & MASK[size]
@@ -187,7 +302,7 @@ class PortableVcpu(AccessCutter):
                     self._mmio_write(address, size, value)
             except BaseException as error:
                 self._error = error
-                self._limit = 0
+                self._stop_soon()
                 return MASK[size]
             return 0
         exit = cls(address, size, value) if cls.is_write else cls(address, size)  # type: ignore[call-arg]
@@ -195,7 +310,10 @@ class PortableVcpu(AccessCutter):
             self._queue.append(exit)
             return 0
         self._events.put(exit)
-        return self._orders.get() or 0
+        answer = self._orders.get() or 0
+        if self._mode is _DRAIN or self._cancelled:
+            self._stop_soon()
+        return answer
 
     # -- running
 
@@ -203,11 +321,13 @@ class PortableVcpu(AccessCutter):
         quick.uc_emu_stop(self._address)
 
     def _kick(self) -> None:
-        self._limit = 0
+        if self._counting:
+            self._limit = 0
 
     def stop_here(self, exit: Exit) -> None:
-        self._stop = exit
-        self._limit = 0
+        if self._stop is None:
+            self._stop = exit
+        self._stop_soon()
 
     def run_inline(self, handler: AccessHandler, *, max_insns: int | None = None) -> Exit:
         self._answer_unseen(handler)
@@ -253,6 +373,9 @@ class PortableVcpu(AccessCutter):
                 return exit
 
     def _aim(self, max_insns: int | None) -> None:
+        self._slice = _FIRST_SLICE
+        if max_insns is not None and not self._counting:
+            self._count()
         self._max_insns = _FOREVER if max_insns is None else self._begun + max_insns
         self._budget = max_insns or 0
 
@@ -274,13 +397,23 @@ class PortableVcpu(AccessCutter):
         if self._want_flush:
             self._want_flush = False
             self._flush()
-        return uclib.uc_emu_start(self._handle, self.codec.read_rip(), 0, 0, 0)
+        self._hlt = -1
+        count = _FOREVER
+        if not self._counting:
+            count = self._slice
+            self._slice = min(2 * count, _SLICE)
+            self._hook_first_block()
+        status: int = uclib.uc_emu_start(self._handle, self.codec.read_rip(), 0, 0, count)
+        if self._stopper is not None:
+            self._unhook(self._stopper)
+            self._stopper = None
+        return status
 
     def _next_event(self) -> Exit | None:
         """Let the engine's thread go on, until its next access or its end."""
         if self._parked:
             pending, self._pending = self._pending, None
-            self._limit = 0 if self._cancelled or self._mode is _DRAIN else self._max_insns
+            self._limit = self._max_insns
             self._orders.put(pending.value if isinstance(pending, ReadAccess) else 0)
         else:
             if self._thread is None:
@@ -312,9 +445,11 @@ class PortableVcpu(AccessCutter):
         if self._stop is not None:
             exit, self._stop = self._stop, None
             return exit
-        if not self._stopped:
+        if self._stopped:
+            return BudgetSpent("insns", self._budget) if self._begun >= self._max_insns else None
+        if self._counting or (self._hlt != -1 and self.codec.read_rip() == self._hlt + 1):
             return Halt()
-        return BudgetSpent("insns", self._budget) if self._begun >= self._max_insns else None
+        return None  # the end of a slice
 
     def _quiesce(self) -> None:
         if self._running or not self._parked:
@@ -339,19 +474,18 @@ class PortableVcpu(AccessCutter):
 
     @property
     def insns(self) -> int | None:
-        return self._begun
+        return self._begun if self._counting else None
 
     def host_wrote(self, gpa: int, size: int) -> None:
         if self._running:  # by a device, which is answering an access
             self._want_flush = True
-            self._limit = 0
+            self._stop_soon()
         else:
             self._flush()
 
     def close(self) -> None:
         if self._thread is not None:
             self._mode = _DRAIN
-            self._limit = 0
             while self._parked:
                 self._orders.put(0)
                 self._parked = isinstance(self._events.get(), Access)
