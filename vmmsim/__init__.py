@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .budget import Budget, exits, insns, seconds
+    from .budget import Budget, insns, seconds
     from .config import MachineConfig
     from .errors import (
         BackendUnavailable,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+# Not `exits` of budget.py: `vmmsim.exits` is the module of that name.
 _EXPORTS = {
     "BackendUnavailable": ".errors",
     "Budget": ".budget",
@@ -47,12 +48,28 @@ _EXPORTS = {
     "NotSupported": ".errors",
     "UsageError": ".errors",
     "VmmsimError": ".errors",
-    "exits": ".budget",
     "insns": ".budget",
     "seconds": ".budget",
 }
 
-__all__ = [*_EXPORTS, "__version__"]
+__all__ = [
+    "BackendUnavailable",
+    "Budget",
+    "DeviceError",
+    "GuestError",
+    "HostError",
+    "ImageError",
+    "ImageNotFound",
+    "Machine",
+    "MachineConfig",
+    "NotSupported",
+    "UsageError",
+    "VmmsimError",
+    "__version__",
+    "exits",
+    "insns",
+    "seconds",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -230,7 +230,7 @@ class GuestMemory:
     def __setitem__(self, key: int | slice, value: int | bytes) -> None:
         if isinstance(key, slice):
             start, size = self._span(key)
-            data = bytes(value)  # type: ignore[arg-type]
+            data = bytes(value)
             if len(data) != size:
                 raise UsageError(
                     f"{len(data)} bytes do not fit the {size} bytes of the slice",
@@ -238,7 +238,7 @@ class GuestMemory:
                 )
             self.write(start, data)
         else:
-            self.write_int(key, 1, int(value))  # type: ignore[arg-type]
+            self.write_int(key, 1, int(value))
 
     @staticmethod
     def _span(key: slice) -> tuple[int, int]:

@@ -18,7 +18,6 @@ from .errors import UsageError
 
 if TYPE_CHECKING:
     from .config import MachineConfig
-    from .devices.base import CharSink, CharSource
 
 __all__ = ["DEVICES", "MODELS", "DeviceSpec", "Wiring", "holes", "names"]
 
@@ -110,8 +109,8 @@ DEVICES: dict[str, DeviceSpec] = {
             "uart", "port", layout.COM1_PORT, 8, "serial port COM1, a 16550A", _uart, irq=layout.COM1_IRQ
         ),
         DeviceSpec(
-            "debug-exit", "port", layout.DEBUG_EXIT_PORT, 4, "a value written ends the machine with that code",
-            _debug_exit,
+            "debug-exit", "port", layout.DEBUG_EXIT_PORT, 4,
+            "a value written ends the machine with it as its code", _debug_exit,
         ),
         DeviceSpec(
             "debug-console", "port", layout.DEBUG_CONSOLE_PORT, 1, "a byte written is printed; reads 0xe9",

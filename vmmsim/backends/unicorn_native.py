@@ -594,8 +594,8 @@ class _Paging:
 
 def _view(kind: Any, address: int, count: int = 1) -> Any:
     """`count` words of the CPU structure, as they are at any time."""
-    code = {ctypes.c_uint64: "Q", ctypes.c_uint32: "I"}[kind]
-    return memoryview((kind * count).from_address(address)).cast("B").cast(code)
+    data: Any = memoryview((kind * count).from_address(address)).cast("B")
+    return data.cast({ctypes.c_uint64: "Q", ctypes.c_uint32: "I"}[kind])
 
 
 def _pointer(callback: Any) -> int:

@@ -106,7 +106,7 @@ class UnicornVcpu(Vcpu):
     def open(self, uc: Uc) -> None:
         """Take `uc` as the engine: at first, and again when memory was added or removed."""
         self._uc = uc
-        self._handle = uc._uch
+        self._handle: Any = uc._uch
         self._address = ctypes.cast(self._handle, ctypes.c_void_p).value
         self._keep: list[Any] = []
         self._hook(uc_const.UC_HOOK_INTR, _INTR(self._on_interrupt))
@@ -341,6 +341,6 @@ class UnicornVcpu(Vcpu):
     def close(self) -> None:
         """Free the engine now, without waiting for the garbage collector."""
         if self._handle is not None:
-            self._uc._Uc__finalizer()  # the binding's own way, brought forward
+            self._uc._Uc__finalizer()  # type: ignore[attr-defined] # the binding's own way, brought forward
             self._handle = None
             self._keep.clear()

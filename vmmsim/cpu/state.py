@@ -245,7 +245,6 @@ class CpuState(Registers):
         lines.append(f"rip={self.rip:0{digits}x} rflags={self.rflags:08x} mode={self.mode} cpl={self.cpl}")
         lines += [f" {n}={getattr(self, n)}" for n in (*SEGMENT_NAMES, "ldt", "tr")]
         lines.append(f"gdt {self.gdt}  idt {self.idt}")
-        lines.append(
-            f"cr0={self.cr0:x} cr2={self.cr2:x} cr3={self.cr3:x} cr4={self.cr4:x} cr8={self.cr8:x} efer={self.efer:x}"
-        )
+        control = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer")
+        lines.append(" ".join(f"{name}={getattr(self, name):x}" for name in control))
         return "\n".join(lines)
