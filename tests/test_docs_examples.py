@@ -32,7 +32,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _FENCE = re.compile(
-    r"(?P<notes>(?:^<!-- .* -->\n)*)^```(?P<lang>[a-z]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+    r"(?P<notes>(?:^<!-- .* -->\n)*)^```(?P<lang>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
 _NOTE = re.compile(r"<!-- (on|file): (\S+) -->")
 _OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -156,7 +156,7 @@ def test_examples(page: Path, backend_name: str, tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_fence_says_what_it_is(page: Path) -> None:
-    known = {*_RUN, "sh", "text", "asm", "toml", "json", "yaml"}
+    known = {*_RUN, "sh", "text", "nasm", "yaml", "{toctree}"}
     assert [e.line for e in examples(page) if e.lang not in known] == []
 
 

@@ -1,0 +1,48 @@
+"""The pages of docs/ cover what is there: every file, every option, every page reachable."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from pathlib import Path
+
+import click
+import pytest
+
+from vmmsim.cli.main import VERBS
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+
+
+def read(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def test_the_code_map_has_every_file_once() -> None:
+    listed = re.findall(r"^\| `(vmmsim/\S+\.py)` \| \S", read("architecture.md"), re.MULTILINE)
+    there = [path.relative_to(ROOT).as_posix() for path in (ROOT / "vmmsim").rglob("*.py")]
+    assert sorted(listed) == sorted(there)
+
+
+def test_files_named_in_the_walk_exist() -> None:
+    walk = read("architecture.md").partition("## Code map")[0]
+    names = set(re.findall(r"\b((?:[a-z_]+/)*[a-z_0-9]+\.py)\b", walk))
+    there = {path.as_posix() for path in (ROOT / "vmmsim").rglob("*.py")}
+    assert [name for name in names if not any(path.endswith(f"/{name}") for path in there)] == [
+        name for name in names if name == "tools/gen_docs.py"
+    ]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_reference_has_every_option(verb: str) -> None:
+    command = import_module(f"vmmsim.cli.{VERBS[verb][0]}").command
+    text = read("cli.md")
+    options = [name for p in command.params if isinstance(p, click.Option) for name in p.opts]
+    assert f"vmmsim {verb}" in text
+    assert [name for name in options if not re.search(rf"`{name}\b|[`, ]{name}[ `]", text)] == []
+
+
+def test_every_page_is_in_the_contents() -> None:
+    contents = re.findall(r"^([a-z-]+)$", read("index.md"), re.MULTILINE)
+    assert sorted(contents) == sorted(page.stem for page in DOCS.glob("*.md") if page.stem != "index")
