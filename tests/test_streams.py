@@ -511,3 +511,16 @@ def test_tee_sink_passes_interrupt_and_rearm_to_the_sinks_that_know_them() -> No
     tee.rearm()
 
     assert waiting.said == ("interrupt", "rearm")
+
+
+def test_a_buffer_with_a_limit_keeps_the_end_and_counts_the_rest() -> None:
+    buffer = BufferSink(limit=100)
+    for number in range(1000):
+        buffer.put(b"%03d" % number)
+
+    assert len(buffer) == 3000
+    assert buffer.dropped + len(buffer.data) == 3000
+    assert 100 <= len(buffer.data) <= 203
+    assert buffer.data.endswith(b"997998999")
+    assert buffer.since(2994) == b"998999"
+    assert buffer.since(0) == buffer.data

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CpuView", "Machine", "Until"]
 
+_OUTPUT_KEPT = 16 << 20
+
 #: What ends a run early: exit classes, or a predicate over exits.
 Until = type[Exit] | tuple[type[Exit], ...] | Callable[[Exit], bool]
 
@@ -111,8 +113,8 @@ class Machine:
         self.ports = Bus("port", 0x10000)
         self.mmio = Bus("MMIO", _MMIO_LIMIT)
         self.devices: dict[str, Device] = {}
-        #: All output of the guest so far, whatever sink it also went to.
-        self.output = BufferSink()
+        #: The output of the guest, whatever sink it also went to: at least its last 16 MiB.
+        self.output = BufferSink(limit=_OUTPUT_KEPT)
         self._observers: list[Observer] = []
         self.accesses = Dispatcher(self.ports, self.mmio, self._observers)
         self.last_exit: Exit | None = None

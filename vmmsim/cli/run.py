@@ -230,6 +230,7 @@ def _print_json(machine: Machine, target: Target, end: Exit | DeviceError, resul
         "insns": machine.vcpu.insns,
         "exits": machine.counts(),
         "serial": base64.b64encode(machine.output.data).decode("ascii"),
+        "serial_dropped": machine.output.dropped,
         "seconds": round(machine.seconds, 6),
         "unclaimed": {
             bus.name.lower(): {"reads": bus.unclaimed_reads, "writes": bus.unclaimed_writes}

@@ -25,24 +25,35 @@ class NullSink:
 
 
 class BufferSink:
-    """Keeps everything; `data` is all of it so far, `len()` its size in bytes."""
+    """Keeps what is put into it; `len()` is how many bytes came so far.
 
-    def __init__(self) -> None:
+    With a `limit`, at least the last `limit` bytes are kept and `dropped` counts those that
+    are not, so that a guest that prints for ever does not fill the host's memory.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = limit
+        self.dropped = 0
         self._data = bytearray()
 
     def put(self, data: bytes, /) -> None:
         self._data += data
+        if self.limit is not None and len(self._data) > 2 * self.limit:
+            excess = len(self._data) - self.limit
+            del self._data[:excess]
+            self.dropped += excess
 
     @property
     def data(self) -> bytes:
+        """All that is kept."""
         return bytes(self._data)
 
     def since(self, position: int) -> bytes:
-        """What came after the first `position` bytes."""
-        return bytes(self._data[position:])
+        """What came after the first `position` bytes, as far as it is kept."""
+        return bytes(self._data[max(0, position - self.dropped) :])
 
     def __len__(self) -> int:
-        return len(self._data)
+        return self.dropped + len(self._data)
 
 
 class TeeSink:
