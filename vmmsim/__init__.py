@@ -66,7 +66,6 @@ __all__ = [
     "UsageError",
     "VmmsimError",
     "__version__",
-    "exits",
     "insns",
     "seconds",
 ]
