@@ -1,11 +1,13 @@
 """A case: code, a mode, memory, and exactly the exits, registers and bytes that follow.
 
-Each case runs three times, since the ways to run must not differ: one exit at a time, the
-same while the registers are looked at after every exit, and inline with a handler.
+Each case runs four times, since the ways to run must not differ: one exit at a time, the
+same while the registers are looked at after every exit, inline with a handler, and all of
+these mixed by chance with cancels, stops and (where they exist) instruction budgets.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 
@@ -13,7 +15,7 @@ import msgspec
 
 from ..backends.base import Backend
 from ..diff.divergences import divergence
-from ..exits import Access, Cancelled, Exit, ReadAccess, WriteAccess
+from ..exits import Access, BudgetSpent, Cancelled, Exit, ReadAccess, WriteAccess
 from .bench import CODE, DATA, END, Bench, Script, Seen
 from .checks import Check
 
@@ -83,7 +85,7 @@ def _about(case: Case) -> str:
 
 def _runner(case: Case, mode: str) -> Callable[[Backend], None]:
     def run(backend: Backend) -> None:
-        for style in (_one_at_a_time, _looking, _inline):
+        for style in (_one_at_a_time, _looking, _inline, _interrupted):
             memory = {DATA: case.data, **case.memory} if case.data else case.memory
             with Bench(backend, mode, case.code, regs=case.regs, memory=memory) as bench:
                 wanted = [*case.expected_on(backend.provenance), _end(mode)]
@@ -161,6 +163,64 @@ def _inline(bench: Bench, wanted: list[Seen]) -> None:
     for number, (mine, step) in enumerate(zip(seen, wanted, strict=False)):
         assert _matches(mine, step), f"exit {number} is {_text(mine)}, expected {_text(step)}"
     assert len(seen) == len(wanted), f"{len(seen)} exits, expected {len(wanted)}"
+
+
+def _interrupted(bench: Bench, wanted: list[Seen]) -> None:
+    """Stop as often as can be: what the guest does is the same all the while."""
+    chance = random.Random(len(wanted))
+    script = _Answers(wanted)
+    end_is_access = wanted[-1] is not HALT
+
+    def stop_sometimes(number: int) -> None:
+        if (end_is_access and number == len(wanted) - 1) or chance.random() < 0.3:
+            bench.vcpu.stop_here(Cancelled())
+
+    script.on_access = stop_sometimes
+    budgets = bench.backend.capabilities.insn_budget
+    for _ in range(20 * len(wanted) + 2000):
+        if chance.random() < 0.1:
+            bench.vcpu.cancel()
+        limit = chance.randrange(1, 6) if budgets and chance.random() < 0.4 else None
+        if chance.random() < 0.5:
+            exit = bench.run_inline(script, max_insns=limit)
+        else:
+            exit = bench.run(max_insns=limit)
+            script.take(exit)
+        if chance.random() < 0.2:
+            bench.vcpu.state()
+        if exit.kind == "halt" or (end_is_access and len(script.seen) == len(wanted)):
+            break
+        assert isinstance(exit, (Access, Cancelled, BudgetSpent)), (
+            f"after {len(script.seen)} exits: {exit.describe()}"
+        )
+    else:
+        raise AssertionError(f"no end after {len(script.seen)} exits")
+    seen = script.seen if end_is_access else [*script.seen, HALT]
+    for number, (mine, step) in enumerate(zip(seen, wanted, strict=False)):
+        assert _matches(mine, step), f"exit {number} is {_text(mine)}, expected {_text(step)}"
+    assert len(seen) == len(wanted), f"{len(seen)} exits, expected {len(wanted)}"
+
+
+class _Answers(Script):
+    """A script whose answers go by the number of the access, however it is made."""
+
+    def __init__(self, wanted: list[Seen]) -> None:
+        super().__init__()
+        self._wanted = wanted
+
+    def _answer(self, kind: str, address: int, size: int) -> int:
+        at = len(self.seen)
+        self.answers = [self._wanted[at][3]] if at < len(self._wanted) else []
+        return super()._answer(kind, address, size)
+
+    def take(self, exit: Exit) -> None:
+        """An access of `Vcpu.run`, answered as the handler would have."""
+        kept, self.on_access = self.on_access, None
+        if isinstance(exit, ReadAccess):
+            exit.reply(self._answer(exit.kind, exit.address, exit.size))
+        elif isinstance(exit, WriteAccess):
+            self.seen.append((exit.kind, exit.address, exit.size, exit.value))
+        self.on_access = kept
 
 
 def _compare_end(bench: Bench, case: Case) -> None:

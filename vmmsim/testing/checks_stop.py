@@ -9,13 +9,14 @@ from __future__ import annotations
 import random
 import threading
 import time
+from functools import partial
 
 from .. import budget, models
 from ..backends.base import Backend, Vcpu
 from ..cpu.modes import setup as mode_setup
 from ..diff.divergences import divergence
 from ..errors import NotSupported
-from ..exits import BudgetSpent, Cancelled, Halt, PortRead
+from ..exits import BudgetSpent, Cancelled, Halt, MmioRead, PortRead
 from ..machine import Machine
 from .bench import CODE, DATA, HOLE, Bench, Script
 from .checks import NotApplicable, per_mode, raises, registry
@@ -158,6 +159,26 @@ def two_hundred_cancels(backend: Backend, mode: str) -> None:
 
 
 @check
+def a_stop_before_hlt_loses_no_halt(backend: Backend) -> None:
+    """Stopped and cancelled right before a HLT, the guest still exits with Halt afterwards."""
+    with Bench(backend, "p32", bytes.fromhex("e680")) as bench:
+        script = Script()
+        script.on_access = lambda number: bench.vcpu.stop_here(Cancelled())
+        for way in ("stop_here", "stop_here, then cancel", "an exit, then cancel", "cancel twice"):
+            bench.set(rip=CODE)
+            if way == "an exit, then cancel":
+                bench.run()
+            else:
+                bench.run_inline(script)
+            for _ in range({"stop_here": 0, "cancel twice": 2}.get(way, 1)):
+                bench.vcpu.cancel()
+                exit = bench.run()
+                assert isinstance(exit, Cancelled), f"{way}: {exit.describe()}"
+                assert bench.rip == CODE + 2, f"{way}: rip {bench.rip:#x} is not at the HLT"
+            bench.expect(Halt, rip=CODE + 3)
+
+
+@check
 def cancel_is_prompt(backend: Backend) -> None:
     """A cancel of a spinning guest takes effect in the time that the capabilities promise."""
     promised = backend.capabilities.cancel_latency_ms / 1000
@@ -286,6 +307,39 @@ def stop_here_in_a_read_modify_write(backend: Backend) -> None:
         assert bench.rip == CODE + 3
         bench.run_inline(script)
         assert script.seen == [("mmio_read", HOLE, 4, 0x10), ("mmio_write", HOLE, 4, 0x15)], script.seen
+
+
+@check
+def stop_here_at_a_write_that_was_waiting(backend: Backend) -> None:
+    """A look has finished an ADD, whose write waits: a stop at it comes before the next instruction."""
+    for way in ("stop_here", "stop_here and cancel", "raise"):
+        # add dword [esi], 5; inc edx; then HLT
+        with Bench(backend, "p32", bytes.fromhex("83060542"), regs={"rsi": HOLE}) as bench:
+            exit = bench.expect(MmioRead)
+            assert isinstance(exit, MmioRead)
+            exit.reply(0x10)
+            bench.vcpu.state()
+            script = Script()
+
+            def stop(number: int, way: str = way, bench: Bench = bench) -> None:
+                if way == "raise":
+                    raise _Broken
+                bench.vcpu.stop_here(BudgetSpent("exits", 1))
+
+            script.on_access = stop
+            if way == "stop_here and cancel":
+                bench.vcpu.cancel()
+            if way == "raise":
+                raises(_Broken, partial(bench.run_inline, script), "the handler's error")
+            else:
+                ended = bench.run_inline(script)
+                assert ended == BudgetSpent("exits", 1), f"{way}: {ended.describe()}"
+            assert script.seen == [("mmio_write", HOLE, 4, 0x15)], f"{way}: {script.seen}"
+            assert bench.rip == CODE + 3, f"{way}: stopped at {bench.rip:#x}"
+            if way == "stop_here and cancel":
+                bench.expect(Cancelled, rip=CODE + 3)
+            bench.expect(Halt, rip=CODE + 5)
+            assert bench.vcpu.registers().rdx == 1
 
 
 @per_mode(CHECKS, "p32", "l64u")
