@@ -10,6 +10,7 @@ from . import (
     cases_port,
     cases_random,
     cases_rmw,
+    checks_cancel,
     checks_exits,
     checks_memory,
     checks_reply,
@@ -30,6 +31,7 @@ CHECKS: tuple[Check, ...] = (
     *checks_exits.CHECKS,
     *checks_reply.CHECKS,
     *checks_stop.CHECKS,
+    *checks_cancel.CHECKS,
     *checks_memory.CHECKS,
     *checks_state.CHECKS,
 )
