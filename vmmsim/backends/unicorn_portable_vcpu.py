@@ -32,7 +32,6 @@ from unicorn.unicorn_py3.unicorn import Uc, uclib
 
 from ..cpu.paging import linear_to_gpa
 from ..cpu.state import CpuState
-from ..errors import UsageError
 from ..exits import (
     Access,
     BudgetSpent,
@@ -105,7 +104,6 @@ class PortableVcpu(AccessCutter):
         self._stop: Exit | None = None
         self._error: BaseException | None = None
         self._want_flush = False
-        self._running = False
         #: A run in the engine's thread is under way: it waits in a callback.
         self._parked = False
         self._thread: threading.Thread | None = None
@@ -337,10 +335,10 @@ class PortableVcpu(AccessCutter):
             self._answer_unseen(handler)
             self._quiesce()
         self._answer_unseen(handler)
-        self._port_read = handler.port_read
-        self._port_write = handler.port_write
-        self._mmio_read = handler.mmio_read
-        self._mmio_write = handler.mmio_write
+        if self._stop is not None:  # asked for just now, before the engine has started
+            stop, self._stop = self._stop, None
+            return stop
+        self._use(handler)
         self._mode = _INLINE
         self._aim(max_insns)
         self._running = True
@@ -378,14 +376,6 @@ class PortableVcpu(AccessCutter):
             self._count()
         self._max_insns = _FOREVER if max_insns is None else self._begun + max_insns
         self._budget = max_insns or 0
-
-    def _check_answered(self) -> None:
-        pending = self._pending
-        if isinstance(pending, ReadAccess) and not pending.answered:
-            raise UsageError(
-                f"the exit '{pending.describe()}' was not answered",
-                hint="call exit.reply(value), or machine.answer(exit), before the vCPU runs on",
-            )
 
     def _start(self) -> int:
         self._forget_pieces()
@@ -464,13 +454,6 @@ class PortableVcpu(AccessCutter):
         if ended is not None and not isinstance(ended, BudgetSpent):
             # The exception comes again, and is dealt with, when the vCPU runs on.
             self._fault = None
-
-    def _check_settable(self) -> None:
-        if self._pending is not None:
-            raise UsageError(
-                f"the exit '{self._pending.describe()}' waits for its answer",
-                hint="reply to a read before registers are set",
-            )
 
     @property
     def insns(self) -> int | None:

@@ -96,6 +96,8 @@ class UnicornVcpu(Vcpu):
         self._refused: str | None = None
         self._cancelled = False
         self._halted = False
+        #: An inline run, or the finishing of an instruction, is under way.
+        self._running = False
         #: The exit of `run` whose instruction is not finished.
         self._pending: Access | None = None
         #: `_pending` came up while state was looked at: the caller has not seen it yet.
@@ -255,11 +257,41 @@ class UnicornVcpu(Vcpu):
         pending = self._pending
         if self._unseen and isinstance(pending, ReadAccess) and not pending.answered:
             read = handler.port_read if pending.space == "port" else handler.mmio_read
-            pending.reply(read(pending.address, pending.size))
+            try:
+                pending.reply(read(pending.address, pending.size))
+            except BaseException:
+                pending.reply((1 << 8 * pending.size) - 1)
+                raise
 
-    @abstractmethod
+    def _use(self, handler: AccessHandler) -> None:
+        """Let `handler` answer the accesses of inline runs."""
+        self._port_read = handler.port_read
+        self._port_write = handler.port_write
+        self._mmio_read = handler.mmio_read
+        self._mmio_write = handler.mmio_write
+
+    def _check_answered(self) -> None:
+        """Before a run: UsageError while a read waits for its answer, or within a run."""
+        if self._running:
+            raise UsageError("the vCPU is running", hint="let the handler return first")
+        pending = self._pending
+        if isinstance(pending, ReadAccess) and not pending.answered:
+            raise UsageError(
+                f"the exit '{pending.describe()}' was not answered",
+                hint="call exit.reply(value), or machine.answer(exit), before the vCPU runs on",
+            )
+
     def _check_settable(self) -> None:
-        """UsageError while a read waits for its answer; else what is in flight is forgotten."""
+        """UsageError while an instruction is half done: a read of it waits for its answer."""
+        if self._running:
+            raise UsageError(
+                "the vCPU is in the middle of an instruction", hint="let the handler return first"
+            )
+        if self._pending is not None:
+            raise UsageError(
+                f"the exit '{self._pending.describe()}' waits for its answer",
+                hint="reply to a read before registers are set",
+            )
 
     def settle(self) -> None:
         self._quiesce()
@@ -340,6 +372,8 @@ class UnicornVcpu(Vcpu):
 
     def close(self) -> None:
         """Free the engine now, without waiting for the garbage collector."""
+        if self._running:
+            raise UsageError("the vCPU is running", hint="end the run with cancel() before closing")
         if self._handle is not None:
             self._uc._Uc__finalizer()  # type: ignore[attr-defined] # the binding's own way, brought forward
             self._handle = None

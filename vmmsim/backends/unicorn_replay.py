@@ -1,0 +1,362 @@
+"""Accesses of the native way: short callbacks, and a log for what is executed again.
+
+What the accesses of the executing instruction have answered so far is in a log. When the
+engine was left in the middle of the instruction and it is executed again, they are
+answered from the log, so that each is made once.
+
+That an access belongs to the same execution of an instruction as the one before it is
+known by the number of blocks entered and RIP: within one entry of a block no instruction
+is executed twice. The thunks count the accesses of an execution (`Shared.INDEX`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Any
+
+from unicorn import unicorn_const as uc_const
+from unicorn import x86_const
+from unicorn.unicorn_py3.unicorn import Uc, uclib
+
+from ..errors import NotSupported
+from ..exits import Access, Exit, MmioRead, PortRead, PortWrite
+from .unicorn_context import ContextCodec
+from .unicorn_cut import MASK, STRING, AccessCutter
+from .unicorn_thunks import FLAG_TAIL, Shared, Thunks, recursion_offset
+from .unicorn_vcpu import PAGE, check, quick
+
+if TYPE_CHECKING:
+    from .unicorn import UnicornVm
+
+__all__ = ["DRAIN", "INLINE", "ONE", "ReplayCutter"]
+
+#: A page above all guest memory, for a moment at start-up.
+_SPARE = 0xF000000000000
+_CODE64 = 1 << 15  # HF_CS64
+_COMPARING = b"\xa6\xa7\xae\xaf"
+_M64 = (1 << 64) - 1
+
+# What the thunks call: see unicorn_thunks.
+_INT, _U32, _U64 = ctypes.c_int, ctypes.c_uint32, ctypes.c_uint64
+_IN = ctypes.CFUNCTYPE(_U32, _U32, _INT, _INT)
+_OUT = ctypes.CFUNCTYPE(None, _U32, _INT, _U32, _INT)
+_READ = ctypes.CFUNCTYPE(_U64, _U64, _INT, _INT)
+_WRITE = ctypes.CFUNCTYPE(None, _U64, _INT, _U64, _INT)
+_PIECE = ctypes.CFUNCTYPE(_U64, _U64, _INT)
+_TRUTH = ctypes.CFUNCTYPE(None, ctypes.c_void_p, _INT, _U64, _INT, _U64)
+
+#: How a run treats an access: a handler answers it; the caller of `run` does; writes are
+#: queued, since the caller only wants the instruction finished.
+INLINE, ONE, DRAIN = "inline", "one", "drain"
+
+
+class ReplayCutter(AccessCutter):
+    """A vCPU driven by thunks whose accesses are logged. `NativeVcpu` adds the running."""
+
+    def __init__(self, vm: UnicornVm) -> None:
+        super().__init__(vm)
+        self._mode = INLINE
+        #: What the accesses of the instruction at hand have answered, and which it is.
+        self._log: list[int] = []
+        self._log_token = (-1, -1)
+        #: The answer of the last access in short form, which is not in the log.
+        self._first = 0
+        #: The next `emu_start` executes again the instruction that the log is of.
+        self._restart = False
+        #: Whether the access at which the engine was left is made.
+        self._made = False
+        self._stop: Exit | None = None
+        self._error: BaseException | None = None
+        self._want_truth = self._want_flush = False
+        #: An instruction is being executed alone.
+        self._alone = False
+        self._truthful = False
+        #: The next instruction faults because a page table is in MMIO.
+        self._walking = False
+        self._counting = vm.options.count_insns
+        self._counted = 0
+        self._truth = _TRUTH(self._on_truth)
+
+    # -- setting up
+
+    def open(self, uc: Uc) -> None:
+        super().open(uc)
+        self.codec = ContextCodec(uc)
+        self._thunks = Thunks(self.codec.layout.registers + 16 * 8, recursion_offset())
+        self._words = self._thunks.words
+        self._find_cpu()
+        self._install()
+        if self._counting:
+            self._counting = False
+            self._count()
+            self._words[Shared.INSNS] = self._counted
+
+    def _find_cpu(self) -> None:
+        """Learn where the CPU structure is, from a run that ends before its first instruction."""
+        self._hook(uc_const.UC_HOOK_BLOCK, self._thunks.make("block"), user=self._thunks.shared)
+        check(uclib.uc_mem_map(self._handle, _SPARE, PAGE, uc_const.UC_PROT_ALL), "map a page")
+        self._words[Shared.LIMIT] = 0
+        check(uclib.uc_emu_start(self._handle, _SPARE, 0, 0, 0), "start")
+        check(uclib.uc_mem_unmap(self._handle, _SPARE, PAGE), "unmap a page")
+        address = self._words[Shared.ENV]
+        layout = self.codec.layout
+        if not address:
+            raise NotSupported("Unicorn's block hook was not called")
+        self._rip = _view(ctypes.c_uint64, address + layout.registers + 16 * 8)
+        self._hidden = _view(ctypes.c_uint32, address + layout.flags + 40)
+        self._cs_base = _view(ctypes.c_uint64, address + layout.segments + 24 + 8)
+        self._paging = _Paging(address + layout.cr, address + layout.efer)
+
+    def _install(self) -> None:
+        on_in, on_out, on_read, on_write = self._callbacks()
+        kinds = (
+            ("in", uc_const.UC_HOOK_INSN, on_in, x86_const.UC_X86_INS_IN),
+            ("out", uc_const.UC_HOOK_INSN, on_out, x86_const.UC_X86_INS_OUT),
+            ("read", uc_const.UC_HOOK_MEM_READ_PROT, on_read, None),
+            ("write", uc_const.UC_HOOK_MEM_WRITE_PROT, on_write, None),
+        )
+        for name, kind, callback, insn in kinds:
+            self._keep.append(callback)
+            self._hook(kind, self._thunks.make(name, _pointer(callback)), insn, user=self._thunks.shared)
+        piece = _PIECE(self._on_piece)
+        self._keep.append(piece)
+        self._piece_thunk = self._thunks.make("piece", _pointer(piece))
+
+    def _callbacks(self) -> tuple[Any, Any, Any, Any]:
+        """The four callbacks for accesses, in their short form: the first access of an
+        instruction, with nothing unusual about it. This is the path of most accesses of
+        `run_inline`; `_first` is what the long form needs to know of it."""
+        me = self
+
+        def on_in(port: int, size: int, flags: int) -> int:
+            if flags:
+                return me._access(PortRead, port, size, 0)
+            try:
+                me._first = value = me._port_read(port, size)
+                return value
+            except BaseException as error:
+                return me._failed(error, size)
+
+        def on_out(port: int, size: int, value: int, flags: int) -> None:
+            if flags:
+                me._access(PortWrite, port, size, value)
+                return
+            try:
+                me._port_write(port, size, value)
+            except BaseException as error:
+                me._failed(error, 0)
+
+        def on_read(gpa: int, size: int, flags: int) -> int:
+            if flags:
+                return me._cut_read(gpa, size)
+            try:
+                me._first = value = me._mmio_read(gpa, size)
+                return value
+            except BaseException as error:
+                return me._failed(error, size)
+
+        def on_write(gpa: int, size: int, value: int, flags: int) -> None:
+            if flags:
+                if not flags & FLAG_TAIL:
+                    me._cut_write(gpa, size, value)
+                elif not me._cut_tail(gpa) and not me._truthful:
+                    me._ask_for_truth(made=False)
+                return
+            try:
+                me._mmio_write(gpa, size, value)
+            except BaseException as error:
+                me._failed(error, 0)
+
+        return _IN(on_in), _OUT(on_out), _READ(on_read), _WRITE(on_write)
+
+    def map_hole(self, gpa: int, size: int) -> None:
+        """Make a range MMIO, with no rights: so each access is shown whole before it is cut."""
+        hole = (ctypes.c_uint64 * 2)(gpa, self._thunks.shared)
+        self._keep.append(hole)
+        address = ctypes.addressof(hole)
+        check(uclib.uc_mmio_map(self._handle, gpa, size, self._piece_thunk, address, None, None), "map MMIO")
+        check(uclib.uc_mem_protect(self._handle, gpa, size, uc_const.UC_PROT_NONE), "protect MMIO")
+
+    def _count(self) -> None:
+        """Count instructions from now on: a hook before each. It stays: taking it away and
+        putting it back would throw away all translated code each time."""
+        if not self._counting:
+            self._counting = True
+            self._hook(uc_const.UC_HOOK_CODE, self._thunks.make("insn"), user=self._thunks.shared)
+            self._flush()
+
+    # -- accesses, the long form
+
+    def _token(self) -> tuple[int, int]:
+        return self._words[Shared.BLOCKS], self._rip[0]
+
+    def _same(self, made: bool = False) -> int:
+        """Make the log that of the instruction that is executing now. Returns the index of its
+        last access, which is in the log already if it is `made`; -1 if it has made none."""
+        words, log = self._words, self._log
+        token = self._token()
+        if self._restart:
+            self._restart = False
+            self._log_token = token
+        elif token != self._log_token:
+            log.clear()
+            self._log_token = token
+            if self._mode is INLINE:
+                words[Shared.SPECIAL] = 0
+        if token != (words[Shared.TOKEN_BLOCKS], words[Shared.TOKEN_RIP]):
+            return -1
+        index = words[Shared.INDEX]
+        if index + made > len(log):  # its first access was made in the short form
+            log.append(self._first)
+        return index
+
+    def _failed(self, error: BaseException, size: int) -> int:
+        """A device raised: the access counts as made, a read gives all ones."""
+        if self._error is None:
+            self._error = error
+        self._first = MASK[size]
+        self._leave_made()
+        return self._first
+
+    def _access(self, cls: type[Access], address: int, size: int, value: int) -> int:
+        index = self._same()
+        log = self._log
+        if index < len(log):
+            return log[index]
+        if self._mode is INLINE:
+            answer = 0
+            try:
+                if cls is PortRead:
+                    answer = self._port_read(address, size)
+                elif cls is MmioRead:
+                    answer = self._mmio_read(address, size)
+                elif cls is PortWrite:
+                    self._port_write(address, size, value)
+                else:
+                    self._mmio_write(address, size, value)
+            except BaseException as error:
+                answer = self._failed(error, size)
+            log.append(answer)
+            return answer
+        exit = cls(address, size, value) if cls.is_write else cls(address, size)  # type: ignore[call-arg]
+        if self._mode is DRAIN and cls.is_write:
+            self._queue.append(exit)
+            log.append(0)
+            return 0
+        self._pending = exit
+        self._unseen = self._mode is DRAIN
+        self._leave()
+        return 0
+
+    def _show(self, gpa: int, size: int, value: int, *, to_page_end: bool) -> None:
+        words = self._words
+        if to_page_end:  # the window ends with the page, so that the next comes to _on_piece
+            words[Shared.WINDOW] = gpa + size - 24 & _M64
+            words[Shared.DATA + 2] = value << 8 * (8 - size) & _M64
+        else:
+            words[Shared.WINDOW] = gpa - 8 & _M64
+            words[Shared.DATA + 1] = value
+
+    def _on_piece(self, gpa: int, size: int) -> int:
+        """A load that no protection hook announced: the second page of one that crosses, or
+        the CPU's own walk through page tables, which finds all ones in a hole."""
+        crossing = self._second_page(gpa, False)
+        if crossing is not None:
+            self._one_more()
+            value = self._access(MmioRead, gpa, crossing.rest, 0)
+            self._show(gpa, crossing.rest, value, to_page_end=False)
+            return value & MASK[size]
+        if gpa % PAGE == 0 and not self._truthful and not self._walking:
+            self._ask_for_truth(made=True)
+        return MASK[size]
+
+    def _one_more(self) -> None:
+        """Count an access that no thunk has counted."""
+        words = self._words
+        token = self._token()
+        if token == (words[Shared.TOKEN_BLOCKS], words[Shared.TOKEN_RIP]):
+            words[Shared.INDEX] += 1
+        else:
+            words[Shared.TOKEN_BLOCKS], words[Shared.TOKEN_RIP] = token
+            words[Shared.INDEX] = 0
+
+    def _skip_bytes(self, count: int) -> None:
+        self._words[Shared.SKIP] = count
+
+    def _ins_probe(self) -> None:
+        self._same()
+        self._words[Shared.INDEX] = self._words[Shared.INDEX] - 1 & _M64
+
+    def _instruction(self) -> tuple[int, bool, Any]:
+        rip = self._rip[0]
+        code64 = bool(self._hidden[0] & _CODE64)
+        return rip if code64 else (rip + self._cs_base[0]) & 0xFFFFFFFF, code64, self._paging
+
+    def _ask_for_truth(self, *, made: bool) -> None:
+        """An access came without its true size: begin the instruction anew, with hooks on all
+        of memory that tell where an access started. `made`: the last one counted is made."""
+        self._want_truth = True
+        self._made = made
+        self._leave()
+
+    def _last_pass(self, began: int) -> None:
+        """A REP whose count has become 0 ends when it is executed once more and does nothing;
+        KVM shows it so, and Unicorn does it so, but for an instruction translated alone."""
+        repeat, opcode = self._opcode(self._rip[0] - began)
+        if not repeat or opcode not in STRING or self._rip[0] == began:
+            return
+        if opcode in _COMPARING:
+            zero = self.codec.read_registers().rflags >> 6 & 1
+            if zero != (repeat == 0xF3):
+                return  # the comparison ended it, not the count
+        self._rip[0] = began
+
+    def _leave(self) -> None:
+        quick.uc_emu_stop(self._address)
+
+    def _leave_made(self) -> None:
+        """Leave in an access that is made. An instruction that is executed alone ends by
+        itself, and must: its store may have reached RAM."""
+        self._made = True
+        if not self._alone:
+            self._leave()
+
+    def _forget(self) -> None:
+        """No instruction is in flight."""
+        self._log.clear()
+        self._log_token = (-1, -1)
+        self._restart = False
+
+
+class _Paging:
+    """The control registers of a page walk, read from the CPU structure when asked."""
+
+    def __init__(self, cr: int, efer: int) -> None:
+        self._cr = _view(ctypes.c_uint64, cr, 5)
+        self._efer = _view(ctypes.c_uint64, efer)
+
+    @property
+    def cr0(self) -> int:
+        return self._cr[0]
+
+    @property
+    def cr3(self) -> int:
+        return self._cr[3]
+
+    @property
+    def cr4(self) -> int:
+        return self._cr[4]
+
+    @property
+    def efer(self) -> int:
+        return self._efer[0]
+
+
+def _view(kind: Any, address: int, count: int = 1) -> Any:
+    """`count` words of the CPU structure, as they are at any time."""
+    data: Any = memoryview((kind * count).from_address(address)).cast("B")
+    return data.cast({ctypes.c_uint64: "Q", ctypes.c_uint32: "I"}[kind])
+
+
+def _pointer(callback: Any) -> int:
+    return ctypes.cast(callback, ctypes.c_void_p).value or 0
