@@ -302,6 +302,9 @@ class PortableVcpu(AccessCutter):
                 self._error = error
                 self._stop_soon()
                 return MASK[size]
+            finally:
+                if self._cancelled:  # while the device waited for a key: not to wait for another
+                    self._stop_soon()
             return 0
         exit = cls(address, size, value) if cls.is_write else cls(address, size)  # type: ignore[call-arg]
         if self._mode is _DRAIN and cls.is_write:
