@@ -3,8 +3,9 @@
  *     kvm_loop port|mmio n
  *
  * A real-mode guest at 0x8000 writes AL n times to port 0x10, or to guest-physical 0x1000,
- * which is a hole (the talk's device page in vmmsim's machine), and halts. Prints exits per second. benchmarks/run.py compiles it with
- * `gcc -O2` and runs the same guest bytes under vmmsim beside it.
+ * which is a hole (the talk's device page in vmmsim's machine), and halts. Prints exits per
+ * second. bench_kvm.py compiles it with `gcc -O2` and runs the same guest bytes under vmmsim
+ * beside it.
  */
 #include <fcntl.h>
 #include <linux/kvm.h>
@@ -17,10 +18,10 @@
 #include <time.h>
 #include <unistd.h>
 
-/* mov ecx, n; again: out 0x10, al (mov [0x1000], al); dec ecx; jnz again; hlt.
- * n is patched in at CODE + 2. */
-static const uint8_t PORT[] = {0x66, 0xb9, 0, 0, 0, 0, 0xe6, 0x10, 0x66, 0x49, 0x75, 0xfa, 0xf4};
-static const uint8_t MMIO[] = {0x66, 0xb9, 0, 0, 0, 0, 0xa2, 0x00, 0x10, 0x66, 0x49, 0x75, 0xf9, 0xf4};
+/* mov al, 0x55; mov ecx, n; again: out 0x10, al (mov [0x1000], al); dec ecx; jnz again; hlt.
+ * n is patched in at CODE + 4. */
+static const uint8_t PORT[] = {0xb0, 0x55, 0x66, 0xb9, 0, 0, 0, 0, 0xe6, 0x10, 0x66, 0x49, 0x75, 0xfa, 0xf4};
+static const uint8_t MMIO[] = {0xb0, 0x55, 0x66, 0xb9, 0, 0, 0, 0, 0xa2, 0x00, 0x10, 0x66, 0x49, 0x75, 0xf9, 0xf4};
 enum { RAM = 0x2000, SIZE = 0xe000, CODE = 0x8000 };
 
 static void check(int ok, const char *what)
@@ -46,7 +47,7 @@ int main(int argc, char **argv)
     uint8_t *ram = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     check(ram != MAP_FAILED, "mmap");
     memcpy(ram + CODE - RAM, port ? PORT : MMIO, port ? sizeof PORT : sizeof MMIO);
-    memcpy(ram + CODE - RAM + 2, &n, 4);
+    memcpy(ram + CODE - RAM + 4, &n, 4);
     struct kvm_userspace_memory_region slot = {
         .guest_phys_addr = RAM, .memory_size = SIZE, .userspace_addr = (uintptr_t)ram};
     check(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &slot) == 0, "KVM_SET_USER_MEMORY_REGION");
