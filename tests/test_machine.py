@@ -6,7 +6,7 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -472,6 +472,30 @@ def test_close_twice(backend_name: str) -> None:
     machine = Machine(backend=backend_name, memory=1 << 20)
     machine.close()
     machine.close()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda m: m.run(),
+        lambda m: m.step_exit(),
+        lambda m: m.cpu.rax,
+        lambda m: m.cpu.state(),
+        lambda m: setattr(m.cpu, "rax", 1),
+        lambda m: m.vcpu.run(),
+        lambda m: m.vcpu.read_msr(0xC0000080),
+        lambda m: m.memory.read(0, 1),
+        lambda m: m.memory.write(0, b"x"),
+        lambda m: m.memory.add(1 << 30, 4096),
+        lambda m: m.vm.create_vcpu(),
+    ],
+)
+def test_a_closed_machine_says_so(backend_name: str, use: Callable[[Machine], object]) -> None:
+    machine = Machine(backend=backend_name, memory=1 << 20)
+    machine.close()
+    with pytest.raises(UsageError, match="closed"):
+        use(machine)
+    machine.cancel()  # may come late, from another thread
 
 
 def test_a_hundred_machines_leave_nothing_behind(backend_name: str) -> None:

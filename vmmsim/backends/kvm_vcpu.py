@@ -354,7 +354,9 @@ class KvmVcpu(Vcpu):
             self._finish()
 
     def _settle(self) -> bool:
-        """Finish the instruction in flight. False when it waits for the answer to a read."""
+        """Finish the instruction in flight. False when it waits for the answer to a read.
+        UsageError once the vCPU is closed."""
+        self._cpu.check_open()
         if self._thread:
             if self._thread != threading.get_ident():
                 raise UsageError("the vCPU is running", hint="stop it with cancel() before you look at it")

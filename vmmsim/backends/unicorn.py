@@ -122,6 +122,7 @@ class UnicornVm(Vm):
         self.options = options
         self._regions: list[Region] = []
         self._vcpu: UnicornVcpu | None = None
+        self._closed = False
         self.uc = self._make_engine()
 
     @property
@@ -141,7 +142,12 @@ class UnicornVm(Vm):
         uc.ctl_exits_enabled(True)
         return uc
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("the VM is closed", hint="make another with create_vm()")
+
     def create_vcpu(self) -> Vcpu:
+        self._check_open()
         if self._vcpu is not None:
             raise UsageError("a Unicorn machine has one vCPU in this version", hint="ask for one vCPU")
         if self.backend.engine == "native":
@@ -156,6 +162,7 @@ class UnicornVm(Vm):
         return self._vcpu
 
     def map_memory(self, region: Region) -> None:
+        self._check_open()
         self._regions.append(region)
         self._regions.sort(key=lambda r: r.gpa)
         try:
@@ -168,6 +175,7 @@ class UnicornVm(Vm):
             raise
 
     def unmap_memory(self, region: Region) -> None:
+        self._check_open()
         self._regions.remove(region)
         if self._vcpu is None:
             self.uc.mem_unmap(region.gpa, region.size)
@@ -236,4 +244,5 @@ class UnicornVm(Vm):
         if self._vcpu is not None:
             self._vcpu.close()
             self._vcpu = None
+        self._closed = True
         self._regions.clear()

@@ -270,8 +270,15 @@ class UnicornVcpu(Vcpu):
         self._mmio_read = handler.mmio_read
         self._mmio_write = handler.mmio_write
 
+    def _check_open(self) -> None:
+        """UsageError once it is closed: the engine's memory is another's then."""
+        if self._handle is None:
+            raise UsageError("the vCPU is closed", hint="its VM was closed; make another")
+
     def _check_answered(self) -> None:
-        """Before a run: UsageError while a read waits for its answer, or within a run."""
+        """Before a run: UsageError while a read waits for its answer, within a run, or at all
+        once the vCPU is closed."""
+        self._check_open()
         if self._running:
             raise UsageError("the vCPU is running", hint="let the handler return first")
         pending = self._pending
@@ -294,19 +301,20 @@ class UnicornVcpu(Vcpu):
             )
 
     def settle(self) -> None:
+        self._check_open()
         self._quiesce()
 
     def registers(self) -> Registers:
-        self._quiesce()
+        self.settle()
         return self.codec.read_registers()
 
     def set_registers(self, registers: Registers) -> None:
-        self._quiesce()
+        self.settle()
         self._check_settable()
         self.codec.write_registers(registers)
 
     def state(self) -> CpuState:
-        self._quiesce()
+        self.settle()
         return self._read_state()
 
     def set_state(self, state: CpuState) -> None:
@@ -318,18 +326,18 @@ class UnicornVcpu(Vcpu):
             )
         if state.mode == "v86":
             raise NotSupported("virtual-8086 mode cannot be set on Unicorn", hint="use mode real")
-        self._quiesce()
+        self.settle()
         self._check_settable()
         self.codec.write_state(state)
         self._halted = state.halted
 
     def read_msr(self, index: int) -> int:
-        self._quiesce()
+        self.settle()
         self._check_msr(index)
         return self.codec.read_msr(index)
 
     def write_msr(self, index: int, value: int) -> None:
-        self._quiesce()
+        self.settle()
         self._check_settable()
         self._check_msr(index)
         if not 0 <= value < 1 << 64:
