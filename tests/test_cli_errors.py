@@ -290,7 +290,7 @@ def test_a_closed_stdin_is_an_input_that_is_over() -> None:
 def test_a_reader_that_goes_away_ends_it_without_a_traceback(verb: str) -> None:
     reading, writing = os.pipe()
     child = start(
-        verb, "guess", "-b", "unicorn", "-q", "--stdin", "example",
+        verb, "echo", "-b", "unicorn", "-q", "--stdin", "/dev/zero",  # output without an end
         stdin=subprocess.DEVNULL, stdout=writing, stderr=subprocess.PIPE,
     )  # fmt: skip
     os.close(writing)
