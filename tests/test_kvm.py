@@ -176,6 +176,23 @@ def test_a_busy_cpu_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert "busy" in availability("kvm").reason
 
 
+def test_a_signal_while_a_vm_is_made_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = kvm.KvmBackend()
+    real = kvm.fcntl.ioctl
+    signals = [1, 2]
+
+    def ioctl(fd: int, request: int, *rest: object) -> object:
+        if request == kvm.abi.CREATE_VM and signals:
+            signals.pop()
+            raise InterruptedError(errno.EINTR, "interrupted")
+        return real(fd, request, *rest)
+
+    monkeypatch.setattr(kvm.fcntl, "ioctl", ioctl)
+    backend.create_vm().close()
+    backend.close()
+    assert not signals
+
+
 def test_another_api_version_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "kvm").touch()
     monkeypatch.setenv("VMMSIM_KVM_DEVICE", str(tmp_path / "kvm"))

@@ -240,6 +240,9 @@ class Backend(ABC):
     @abstractmethod
     def create_vm(self, options: VmOptions | None = None) -> Vm: ...
 
+    def close(self) -> None:  # noqa: B027 - most backends hold nothing
+        """Free what the backend holds on the host. VMs that exist live on. May be called twice."""
+
     @abstractmethod
     def doctor(self) -> list[tuple[str, str]]:
         """(what, finding) lines for `vmmsim doctor`."""

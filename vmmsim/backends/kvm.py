@@ -94,6 +94,15 @@ def _open_failed(path: str, error: OSError) -> Availability:
     )
 
 
+def _make_vm(fd: int) -> int:
+    """KVM_CREATE_VM, which any signal can interrupt."""
+    while True:
+        try:
+            return fcntl.ioctl(fd, abi.CREATE_VM, 0)
+        except InterruptedError:
+            continue
+
+
 def _look() -> Availability:
     path = device_path()
     if sys.platform != "linux" or fcntl is None:
@@ -118,7 +127,7 @@ def _look() -> Availability:
                 return _no(f"this kernel's KVM lacks {name}", "use Linux 4.17 or newer")
         if path not in _made_vms:
             try:
-                os.close(fcntl.ioctl(fd, abi.CREATE_VM, 0))
+                os.close(_make_vm(fd))
             except OSError as error:
                 return _open_failed(path, error)
             _made_vms.add(path)
@@ -154,8 +163,13 @@ class KvmBackend(Backend):
         except OSError as error:
             return _no(f"{device_path()}: {os.strerror(error.errno or 0)}", "see dmesg")
 
+    def _check_open(self) -> None:
+        if self._fd < 0:
+            raise UsageError("the backend is closed", hint="open another with open_backend()")
+
     def check_extension(self, capability: int) -> int:
         """KVM_CHECK_EXTENSION: 0 when KVM lacks `capability`, else what api.rst says."""
+        self._check_open()
         return fcntl.ioctl(self._fd, abi.CHECK_EXTENSION, capability)
 
     def _supported_cpuid(self) -> dict[tuple[int, int], tuple[int, int, int, int]]:
@@ -195,8 +209,9 @@ class KvmBackend(Backend):
 
     def create_vm(self, options: VmOptions | None = None) -> KvmVm:
         """KVM_CREATE_VM. Raises HostError when the host makes no more."""
+        self._check_open()
         try:
-            fd = fcntl.ioctl(self._fd, abi.CREATE_VM, 0)
+            fd = _make_vm(self._fd)
         except OSError as error:
             raise HostError(
                 f"KVM_CREATE_VM failed: {os.strerror(error.errno or 0)}",
