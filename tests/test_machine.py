@@ -13,7 +13,15 @@ import pytest
 from vmmsim import Machine, MachineConfig, budget
 from vmmsim.backends import open_backend
 from vmmsim.backends.base import Backend
-from vmmsim.errors import BackendUnavailable, DeviceError, GuestError, ImageNotFound, NotSupported, UsageError
+from vmmsim.errors import (
+    BackendUnavailable,
+    DeviceError,
+    GuestError,
+    ImageError,
+    ImageNotFound,
+    NotSupported,
+    UsageError,
+)
 from vmmsim.exits import (
     Access,
     BudgetSpent,
@@ -204,6 +212,18 @@ def test_instructions_and_exits_come_whole(make: object) -> None:
     assert budget.seconds(1.5).amount == 1.5
 
 
+def test_the_guests_own_end_comes_before_a_budget_that_is_spent_by_it(backend_name: str) -> None:
+    with machine_with(bytes.fromhex("b005e6f4f4"), backend_name) as machine:  # mov al, 5; out 0xf4, al
+        assert machine.run(budget=budget.exits(1)) == GuestExit(5)
+
+
+def test_the_end_of_the_time_does_not_reach_into_the_next_run(backend_name: str) -> None:
+    with machine_with(b"\xf4" * 200, backend_name) as machine:
+        for _ in range(50):
+            assert isinstance(machine.run(budget=budget.seconds(0.0002)), (Halt, BudgetSpent))
+            assert machine.run() == Halt()
+
+
 # -- one exit at a time
 
 
@@ -253,6 +273,31 @@ def test_exits_ends_when_a_device_ends_the_machine(backend_name: str) -> None:
         machine.cpu.rip = 0x7C00
         assert machine.run() == GuestExit(3)
         assert machine.cpu.rip == 0x7C04
+
+
+# -- observers
+
+
+def test_an_observer_that_goes_during_a_run_takes_no_other_along(machine: Machine) -> None:
+    remove = machine.observe(lambda *access: remove())
+    assert isinstance(machine.run(until=MmioRead), MmioRead)
+    # The run's own observer is gone too: nothing ends this one but the guest.
+    machine.cpu.rip = 0x7C00
+    assert machine.run() == Halt()
+
+
+def test_an_error_of_an_observer_is_not_put_on_a_device(machine: Machine) -> None:
+    machine.attach_port(0x70, 1, Broken(), "broken")
+    with pytest.raises(RuntimeError):
+        machine.accesses.port_read(0x70, 1)  # what failed before this run has no part in it
+
+    def observer(*access: object) -> None:
+        raise ZeroDivisionError
+
+    machine.observe(observer)
+    with pytest.raises(ZeroDivisionError) as caught:
+        machine.run()
+    assert caught.value.__cause__ is None
 
 
 # -- devices that fail
@@ -415,6 +460,29 @@ def test_a_backend_can_be_given_opened() -> None:
         assert machine.backend_choice == "unicorn (given)"
 
 
+def test_memory_over_a_device_is_refused_by_name(backend_name: str) -> None:
+    with Machine(backend=backend_name, memory=1 << 20) as machine:
+        with pytest.raises(UsageError, match="overlaps the device <char-in"):
+            machine.memory.add(0x1000, 0x1000)
+        assert machine.memory.region_at(0x1000) is None
+
+
+def test_an_image_over_the_usual_place_of_the_tables_stays_whole(backend_name: str) -> None:
+    code = b"\xf4" * 0x100000
+    with Machine(backend=backend_name, memory=4 << 20) as machine:
+        machine.load(load_flat(code, name="large", load_address=0x7C00, mode="l64"))
+        assert machine.memory.read(0x7C00, len(code)) == code
+        assert machine.run() == Halt()
+        assert machine.cpu.state().mode == "l64"
+
+
+def test_an_image_whose_tables_do_not_fit_is_not_written(backend_name: str) -> None:
+    with Machine(backend=backend_name, memory=128 << 10) as machine:
+        with pytest.raises(ImageError, match="keeps its tables at"):
+            machine.load(load_flat(b"\xf4", name="small", load_address=0x7C00, mode="p32"))
+        assert machine.memory[0x7C00] == 0
+
+
 def test_for_guest_makes_the_machine_that_the_guest_needs(backend_name: str) -> None:
     with Machine.for_guest("widths", backend=backend_name) as machine:
         assert "scratch" in machine.devices
@@ -496,6 +564,31 @@ def test_a_closed_machine_says_so(backend_name: str, use: Callable[[Machine], ob
     with pytest.raises(UsageError, match="closed"):
         use(machine)
     machine.cancel()  # may come late, from another thread
+
+
+@pytest.mark.kvm
+def test_a_closed_machine_holds_no_file_until_it_is_collected() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            Machine(backend="kvm", memory=1 << 20).close()
+        with pytest.raises(UsageError):
+            Machine(backend="kvm", memory=1 << 20, extra_devices=("nothing",))
+        assert len(os.listdir("/proc/self/fd")) <= before + 1  # the signals' or the ticker's
+    finally:
+        gc.enable()
+
+
+@pytest.mark.kvm
+def test_a_backend_that_was_given_stays_open() -> None:
+    backend, _ = open_backend("kvm")
+    Machine(backend=backend, memory=1 << 20).close()
+    Machine(backend=backend, memory=1 << 20).close()
+    backend.close()
+    with pytest.raises(UsageError, match="closed"):
+        Machine(backend=backend)
 
 
 def test_a_hundred_machines_leave_nothing_behind(backend_name: str) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from . import models
+from . import layout, models
 from .backends import open_backend
 from .backends.base import Backend, Vcpu, VmOptions
 from .budget import Budget
@@ -24,7 +24,7 @@ from .config import MachineConfig
 from .dispatch import Dispatcher, Observer
 from .errors import DeviceError, GuestError, ImageError, UsageError, VmmsimError
 from .exits import Access, BudgetSpent, Cancelled, Exit, GuestExit
-from .memory import GuestMemory
+from .memory import PAGE_SIZE, GuestMemory
 from .signals import DeferredSignals
 from .streams import BufferSink, QueueSource, TeeSink
 
@@ -104,6 +104,7 @@ class Machine:
     ) -> None:
         config = config or MachineConfig()
         self.config = msgspec.structs.replace(config, **fields) if fields else config
+        self._owns_backend = isinstance(backend, str)
         if isinstance(backend, str):
             self.backend, self.backend_choice = open_backend(backend)
         else:
@@ -136,13 +137,13 @@ class Machine:
             on_exit=lambda code: self.request_stop(GuestExit(code)),
             config=self.config,
         )
-        self._build()
         options = VmOptions(
             watchdog_seconds=self.config.watchdog_seconds, count_insns=self.config.count_insns
         )
-        self.vm = self.backend.create_vm(options)
         try:
-            self.memory.attach(self.vm, self._settle)
+            self._build()
+            self.vm = self.backend.create_vm(options)
+            self.memory.attach(self.vm, self._settle, self._check_vacant)
             self.vcpu = self.vm.create_vcpu()
         except BaseException:
             self.close()
@@ -184,6 +185,15 @@ class Machine:
         self.devices[mapping.name] = device
         return mapping
 
+    def _check_vacant(self, gpa: int, size: int) -> None:
+        """UsageError where a device is: the guest would reach new memory, and no longer that."""
+        for mapping in self.mmio.mappings:
+            if gpa < mapping.end and mapping.start < gpa + size:
+                raise UsageError(
+                    f"memory at {gpa:#x}..{gpa + size - 1:#x} overlaps the device {mapping!r}",
+                    hint="put it elsewhere, or detach the device first",
+                )
+
     def observe(self, observer: Observer) -> Callable[[], None]:
         """Tell `observer` of each access once it is done. Returns what takes it away again."""
         self._observers.append(observer)
@@ -194,11 +204,12 @@ class Machine:
     def load(self, image: LoadedImage) -> None:
         """Put an image into memory and the vCPU into its mode at its entry.
 
-        Raises ImageError when it does not fit; nothing is written then."""
+        The tables of a protected or long mode lie at `layout.BOOT_TABLES`, or where the image
+        is there, behind it. Raises ImageError when something does not fit; nothing is written
+        then."""
         from .cpu.modes import setup
 
-        image.place(self.memory)
-        wanted = setup(image.mode, image.entry, self.memory.size)
+        wanted = setup(image.mode, image.entry, self.memory.size, tables=_tables_beside(image))
         for gpa, data in wanted.writes:
             if not self.memory.contains(gpa, len(data)):
                 raise ImageError(
@@ -206,6 +217,7 @@ class Machine:
                     "where this machine has no memory",
                     hint="give the machine more memory with -m, or start in mode real",
                 )
+        image.place(self.memory)
         for gpa, data in wanted.writes:
             self.memory.write(gpa, data)
         self.vcpu.set_state(wanted.state)
@@ -256,13 +268,14 @@ class Machine:
         self._tell_ends("rearm")
         budgets = (budget,) if isinstance(budget, Budget) else tuple(budget or ())
         limits = {b.unit: b for b in budgets}
-        observers = len(self._observers)
+        observers: list[Observer] = []
         if until is not None:
-            self._observers.append(_until_observer(self, until))
+            observers.append(_until_observer(self, until))
         if "exits" in limits:
-            self._observers.append(_budget_observer(self, limits["exits"]))
+            observers.append(_budget_observer(self, limits["exits"]))
+        self._observers += observers
         timer = None
-        self._spent = self._stop = None
+        self._spent = self._stop = self.accesses.failed = None
         if "seconds" in limits:
             timer = threading.Timer(limits["seconds"].amount, self._out_of_time, (limits["seconds"],))
             timer.daemon = True
@@ -278,6 +291,7 @@ class Machine:
                 finally:
                     if timer is not None:
                         timer.cancel()
+                        timer.join()  # or its cancel could come in the next run
                     self._running = self._inline = False
         except (KeyboardInterrupt, SystemExit):
             self.last_exit = Cancelled()
@@ -285,10 +299,15 @@ class Machine:
         except VmmsimError:
             raise
         except Exception as error:
-            raise self._device_error(error) from error
+            if self.accesses.failed is None:  # an observer's, or the caller's `until`
+                raise
+            raise self._device_error(self.accesses.failed, error) from error
         finally:
             self.seconds += time.perf_counter() - began
-            del self._observers[observers:]
+            for observer in observers:
+                self._observers.remove(observer)
+            if self._spent is not None:  # perhaps just when the run had ended by itself
+                self.vcpu.uncancel()
         if isinstance(exit, Cancelled) and self._spent is not None:
             exit = BudgetSpent(self._spent.unit, self._spent.amount)
         self.last_exit = exit
@@ -332,7 +351,7 @@ class Machine:
         """Let the devices answer an exit of `step_exit`. Returns the exit that a device asked
         the machine to end with, if one did. Raises DeviceError when a device raised; a read
         is then answered with all ones."""
-        self._stop = None
+        self._stop = self.accesses.failed = None
         try:
             self.accesses.answer(exit)
         except VmmsimError:
@@ -342,14 +361,18 @@ class Machine:
                 exit.reply()  # type: ignore[attr-defined]
             else:
                 exit.reply((1 << 8 * exit.size) - 1)  # type: ignore[attr-defined]
-            raise self._device_error(error) from error
+            if self.accesses.failed is None:
+                raise
+            raise self._device_error(self.accesses.failed, error) from error
         return self._stop
 
     def request_stop(self, exit: Exit) -> None:
-        """For devices: end the run with `exit` after the instruction being answered."""
-        self._stop = exit
-        if self._inline:
-            self.vcpu.stop_here(exit)
+        """For devices: end the run with `exit` after the instruction being answered. Of
+        several that ask in one instruction the first has it."""
+        if self._stop is None:
+            self._stop = exit
+            if self._inline:
+                self.vcpu.stop_here(exit)
 
     def cancel(self) -> None:
         """From any thread: end the current run with Cancelled at an instruction boundary."""
@@ -378,11 +401,7 @@ class Machine:
         if not self._running:
             self.vcpu.settle()
 
-    def _device_error(self, error: Exception) -> Exception:
-        failed = self.accesses.failed
-        if failed is None:
-            return error
-        self.accesses.failed = None
+    def _device_error(self, failed: tuple[type[Access], int, int], error: Exception) -> DeviceError:
         cls, address, size = failed
         bus = self.ports if cls.space == "port" else self.mmio
         mapping = bus.find(address)
@@ -433,11 +452,13 @@ class Machine:
         return counts
 
     def close(self) -> None:
-        """Free the host's resources. May be called twice."""
+        """Free the host's resources, with the backend unless it was given. May be called twice."""
         vm = getattr(self, "vm", None)
         if vm is not None:
             vm.close()
         self.memory.close()
+        if self._owns_backend:
+            self.backend.close()
 
     def __enter__(self) -> Machine:
         return self
@@ -446,6 +467,15 @@ class Machine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _tables_beside(image: LoadedImage) -> int:
+    """Where the tables of a mode preset go: the usual place, or the next free one above."""
+    at = layout.BOOT_TABLES
+    for segment in sorted(image.segments, key=lambda segment: segment.gpa):
+        if segment.gpa < at + layout.BOOT_TABLES_SIZE and at < segment.end:
+            at = -(-segment.end // PAGE_SIZE) * PAGE_SIZE
+    return at
 
 
 class _Notify:

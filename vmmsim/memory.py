@@ -98,12 +98,18 @@ class GuestMemory:
         self._starts: list[int] = []
         self._vm: Vm | None = None
         self._guard: Callable[[], None] = lambda: None
+        self._check_vacant: Callable[[int, int], None] = lambda gpa, size: None
 
-    def attach(self, vm: Vm, guard: Callable[[], None]) -> None:
+    def attach(
+        self, vm: Vm, guard: Callable[[], None], check_vacant: Callable[[int, int], None] | None = None
+    ) -> None:
         """Give the regions to `vm`, now and as they change. `guard` is called before the host
-        touches guest memory: it finishes the instruction in flight."""
+        touches guest memory: it finishes the instruction in flight. `check_vacant(gpa, size)`
+        raises UsageError for a range that a new region must leave free."""
         self._vm = vm
         self._guard = guard
+        if check_vacant is not None:
+            self._check_vacant = check_vacant
         for region in self._regions:
             vm.map_memory(region)
 
@@ -145,6 +151,7 @@ class GuestMemory:
                     f"{what} {gpa:#x}..{gpa + size - 1:#x} overlaps {other!r}",
                     hint="regions are disjoint: move one, or make it smaller",
                 )
+        self._check_vacant(gpa, size)
         region = Region(gpa, size, readonly=readonly, name=what)
         self._guard()
         if self._vm is not None:
