@@ -16,7 +16,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from unicorn import unicorn_const as uc_const
-from unicorn.unicorn_py3.unicorn import uclib
 
 from ..cpu.state import CpuState
 from ..errors import NotSupported
@@ -35,6 +34,8 @@ _FOREVER = 1 << 62
 #: Code bytes after which the engine comes back to Python, so that signal handlers run
 #: even when nobody watches for signals. Some milliseconds of ordinary code.
 _SLICE = 16 << 20
+# Of the path of each exit: a module's names are found faster than a class's attributes.
+_BYTES, _LIMIT, _SPECIAL = Shared.BYTES, Shared.LIMIT, Shared.SPECIAL
 _INHIBIT = 1 << 3  # HF_INHIBIT_IRQ
 
 
@@ -79,7 +80,7 @@ class NativeVcpu(ReplayCutter):
         self._check_answered()
         pending, self._pending = self._pending, None
         if pending is not None:
-            self._log.append(pending.value if isinstance(pending, ReadAccess) else 0)
+            self._log.append(0 if pending.is_write else pending.value)  # type: ignore[attr-defined]
             self._restart = True
 
     def _run(self, mode: str, max_insns: int | None) -> Exit:
@@ -94,8 +95,8 @@ class NativeVcpu(ReplayCutter):
                     self._cancelled = False
                     return Cancelled()
                 self._mode = mode
-                words[Shared.SPECIAL] = FLAG_SPECIAL if mode is not INLINE or self._restart else 0
-                words[Shared.LIMIT] = words[Shared.BYTES] + _SLICE
+                words[_SPECIAL] = FLAG_SPECIAL if mode is not INLINE or self._restart else 0
+                words[_LIMIT] = words[_BYTES] + _SLICE
                 if self._cancelled:  # it was set after the test above, before the limit
                     continue
                 status = self._start()
@@ -106,13 +107,12 @@ class NativeVcpu(ReplayCutter):
                     return exit
         finally:
             self._running = False
-            words[Shared.INSN_LIMIT] = _FOREVER
+            if max_insns is not None:
+                words[Shared.INSN_LIMIT] = _FOREVER
 
     def _start(self) -> int:
-        words = self._words
         self._forget_pieces()
-        words[Shared.REASON] = words[Shared.ARMED] = words[Shared.SKIP] = 0
-        return uclib.uc_emu_start(self._handle, self._rip[0], 0, 0, 0)
+        return self._start_engine()
 
     def _ended(self, status: int) -> Exit | None:
         """What the end of an `emu_start` is; None to go on."""

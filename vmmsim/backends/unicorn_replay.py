@@ -19,13 +19,22 @@ from unicorn import x86_const
 from unicorn.unicorn_py3.unicorn import Uc, uclib
 
 from ..errors import NotSupported
-from ..exits import Access, Exit, MmioRead, PortRead, PortWrite
+from ..exits import Access, Exit, MmioRead, MmioWrite, PortRead, PortWrite
 from .unicorn_context import ContextCodec
 from .unicorn_cut import MASK, STRING, AccessCutter
-from .unicorn_thunks import FLAG_TAIL, Shared, Thunks, recursion_offset
-from .unicorn_vcpu import PAGE, check, quick
+from .unicorn_thunks import (
+    FLAG_CROSSES,
+    FLAG_INDEX,
+    FLAG_TAIL,
+    FLAG_UNUSUAL,
+    Shared,
+    Thunks,
+    recursion_offset,
+)
+from .unicorn_vcpu import PAGE, check
 
 if TYPE_CHECKING:
+    from .base import AccessHandler
     from .unicorn import UnicornVm
 
 __all__ = ["DRAIN", "INLINE", "ONE", "ReplayCutter"]
@@ -36,6 +45,8 @@ _CODE64 = 1 << 15  # HF_CS64
 _COMPARING = b"\xa6\xa7\xae\xaf"
 _M64 = (1 << 64) - 1
 
+_BLOCKS = Shared.BLOCKS  # a module's name is found faster than a class's attribute
+
 # What the thunks call: see unicorn_thunks.
 _INT, _U32, _U64 = ctypes.c_int, ctypes.c_uint32, ctypes.c_uint64
 _IN = ctypes.CFUNCTYPE(_U32, _U32, _INT, _INT)
@@ -43,6 +54,9 @@ _OUT = ctypes.CFUNCTYPE(None, _U32, _INT, _U32, _INT)
 _READ = ctypes.CFUNCTYPE(_U64, _U64, _INT, _INT)
 _WRITE = ctypes.CFUNCTYPE(None, _U64, _INT, _U64, _INT)
 _PIECE = ctypes.CFUNCTYPE(_U64, _U64, _INT)
+# What Python calls. _STOP keeps the GIL: it takes nanoseconds.
+_START = ctypes.CFUNCTYPE(_INT)
+_STOP = ctypes.PYFUNCTYPE(None)
 _TRUTH = ctypes.CFUNCTYPE(None, ctypes.c_void_p, _INT, _U64, _INT, _U64)
 
 #: How a run treats an access: a handler answers it; the caller of `run` does; writes are
@@ -59,8 +73,6 @@ class ReplayCutter(AccessCutter):
         #: What the accesses of the instruction at hand have answered, and which it is.
         self._log: list[int] = []
         self._log_token = (-1, -1)
-        #: The answer of the last access in short form, which is not in the log.
-        self._first = 0
         #: The next `emu_start` executes again the instruction that the log is of.
         self._restart = False
         #: Whether the access at which the engine was left is made.
@@ -82,8 +94,13 @@ class ReplayCutter(AccessCutter):
     def open(self, uc: Uc) -> None:
         super().open(uc)
         self.codec = ContextCodec(uc)
-        self._thunks = Thunks(self.codec.layout.registers + 16 * 8, recursion_offset())
+        layout = self.codec.layout
+        self._thunks = Thunks(
+            self._address or 0, layout.registers, layout.segments, layout.cr, recursion_offset()
+        )
         self._words = self._thunks.words
+        self._start_engine = _START(self._thunks.make("start", self._thunks.shared))
+        self._stop_engine = _STOP(self._thunks.make("stop", self._thunks.shared))
         self._find_cpu()
         self._install()
         if self._counting:
@@ -125,49 +142,67 @@ class ReplayCutter(AccessCutter):
     def _callbacks(self) -> tuple[Any, Any, Any, Any]:
         """The four callbacks for accesses, in their short form: the first access of an
         instruction, with nothing unusual about it. This is the path of most accesses of
-        `run_inline`; `_first` is what the long form needs to know of it."""
+        `run_inline`; Shared.ANSWER is what the long form needs to know of it. The handler's
+        functions are variables of the closures: they are found faster there."""
         me = self
+        port_read: Any = None
+        port_write: Any = None
+        mmio_read: Any = None
+        mmio_write: Any = None
+
+        def aim(handler: AccessHandler) -> None:
+            nonlocal port_read, port_write, mmio_read, mmio_write
+            port_read, port_write = handler.port_read, handler.port_write
+            mmio_read, mmio_write = handler.mmio_read, handler.mmio_write
+
+        self._aim = aim
 
         def on_in(port: int, size: int, flags: int) -> int:
             if flags:
-                return me._access(PortRead, port, size, 0)
+                return me._access(PortRead, port, size, 0, flags & FLAG_INDEX)
             try:
-                me._first = value = me._port_read(port, size)
-                return value
+                return port_read(port, size)
             except BaseException as error:
                 return me._failed(error, size)
 
         def on_out(port: int, size: int, value: int, flags: int) -> None:
             if flags:
-                me._access(PortWrite, port, size, value)
+                me._access(PortWrite, port, size, value, flags & FLAG_INDEX)
                 return
             try:
-                me._port_write(port, size, value)
+                port_write(port, size, value)
             except BaseException as error:
                 me._failed(error, 0)
 
         def on_read(gpa: int, size: int, flags: int) -> int:
             if flags:
-                return me._cut_read(gpa, size)
+                if flags & FLAG_CROSSES:
+                    return me._cut_read(gpa, size)
+                return me._access(MmioRead, gpa, size, 0, flags & FLAG_INDEX)
             try:
-                me._first = value = me._mmio_read(gpa, size)
-                return value
+                return mmio_read(gpa, size)
             except BaseException as error:
                 return me._failed(error, size)
 
         def on_write(gpa: int, size: int, value: int, flags: int) -> None:
             if flags:
-                if not flags & FLAG_TAIL:
+                if not flags & FLAG_UNUSUAL:
+                    me._access(MmioWrite, gpa, size, value, flags & FLAG_INDEX)
+                elif not flags & FLAG_TAIL:
                     me._cut_write(gpa, size, value)
                 elif not me._cut_tail(gpa) and not me._truthful:
                     me._ask_for_truth(made=False)
                 return
             try:
-                me._mmio_write(gpa, size, value)
+                mmio_write(gpa, size, value)
             except BaseException as error:
                 me._failed(error, 0)
 
         return _IN(on_in), _OUT(on_out), _READ(on_read), _WRITE(on_write)
+
+    def _use(self, handler: AccessHandler) -> None:
+        super()._use(handler)
+        self._aim(handler)
 
     def map_hole(self, gpa: int, size: int) -> None:
         """Make a range MMIO, with no rights: so each access is shown whole before it is cut."""
@@ -190,11 +225,12 @@ class ReplayCutter(AccessCutter):
     def _token(self) -> tuple[int, int]:
         return self._words[Shared.BLOCKS], self._rip[0]
 
-    def _same(self, made: bool = False) -> int:
+    def _same(self, made: bool = False, index: int = -1) -> int:
         """Make the log that of the instruction that is executing now. Returns the index of its
-        last access, which is in the log already if it is `made`; -1 if it has made none."""
+        last access, which is in the log already if it is `made`; -1 if it has made none.
+        `index` is given where the thunk has told it."""
         words, log = self._words, self._log
-        token = self._token()
+        token = words[_BLOCKS], self._rip[0]
         if self._restart:
             self._restart = False
             self._log_token = token
@@ -203,23 +239,23 @@ class ReplayCutter(AccessCutter):
             self._log_token = token
             if self._mode is INLINE:
                 words[Shared.SPECIAL] = 0
-        if token != (words[Shared.TOKEN_BLOCKS], words[Shared.TOKEN_RIP]):
-            return -1
-        index = words[Shared.INDEX]
+        if index < 0:
+            if token != (words[Shared.TOKEN_BLOCKS], words[Shared.TOKEN_RIP]):
+                return -1
+            index = words[Shared.INDEX]
         if index + made > len(log):  # its first access was made in the short form
-            log.append(self._first)
+            log.append(words[Shared.ANSWER])
         return index
 
     def _failed(self, error: BaseException, size: int) -> int:
         """A device raised: the access counts as made, a read gives all ones."""
         if self._error is None:
             self._error = error
-        self._first = MASK[size]
         self._leave_made()
-        return self._first
+        return MASK[size]
 
-    def _access(self, cls: type[Access], address: int, size: int, value: int) -> int:
-        index = self._same()
+    def _access(self, cls: type[Access], address: int, size: int, value: int, index: int = -1) -> int:
+        index = self._same(False, index)
         log = self._log
         if index < len(log):
             return log[index]
@@ -245,7 +281,7 @@ class ReplayCutter(AccessCutter):
             return 0
         self._pending = exit
         self._unseen = self._mode is DRAIN
-        self._leave()
+        self._stop_engine()
         return 0
 
     def _show(self, gpa: int, size: int, value: int, *, to_page_end: bool) -> None:
@@ -312,7 +348,7 @@ class ReplayCutter(AccessCutter):
         self._rip[0] = began
 
     def _leave(self) -> None:
-        quick.uc_emu_stop(self._address)
+        self._stop_engine()
 
     def _leave_made(self) -> None:
         """Leave in an access that is made. An instruction that is executed alone ends by

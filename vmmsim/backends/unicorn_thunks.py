@@ -15,6 +15,9 @@ What no documented call offers, and what costs next to nothing in machine code:
   callback announced is of a load that began in the page before, in RAM. It never leaves the
   engine by itself: Unicorn has not stored RIP then, and would begin the block anew. The
   check that Unicorn makes behind each load leaves it, and knows RIP.
+* `start` and `stop` are uc_emu_start from RIP on, with the words of a run reset, and
+  uc_emu_stop. They take no arguments: ctypes needs longer for those of uc_emu_start than
+  for the call.
 
 The code is kept as bytes beside its assembly (`SOURCES`); a test assembles it again.
 `native_usable` in `unicorn_native` proves all of it in each process before it is used.
@@ -35,8 +38,10 @@ from ..errors import NotSupported
 __all__ = [
     "CODE",
     "FLAG_CROSSES",
+    "FLAG_INDEX",
     "FLAG_SPECIAL",
     "FLAG_TAIL",
+    "FLAG_UNUSUAL",
     "FLAG_ZERO",
     "SOURCES",
     "Shared",
@@ -49,6 +54,9 @@ _STOP = 0x1111111111111111  # uc_emu_stop
 _CALLBACK = 0x2222222222222222
 _LEAVE = 0x3333333333333333  # helper_check_exit_request
 _RIP = 0x44444444  # of RIP in QEMU's CPU structure
+_RDI = 0x66666666  # of RDI
+_ES_BASE = 0x77777777  # of the base of ES
+_CR0 = 0x88888888
 _RECURSION = 0x55555555  # of uc_struct.size_recur_mem, not 0 inside an access cut into bytes
 
 #: Called by Unicorn as: block, insn (uc, address, size, shared); in (uc, port, size, shared);
@@ -112,6 +120,7 @@ SOURCES = {
         movabs rax, 0x2222222222222222
         call rax
         mov r12, rax
+        mov [rbx+152], rax
         mov rdi, [rsp+8]
         xor esi, esi
         movabs rax, 0x3333333333333333
@@ -199,6 +208,7 @@ SOURCES = {
         movabs rax, 0x2222222222222222
         call rax
         mov r12, rax
+        mov [rbx+152], rax
         mov rdi, [rsp+8]
         xor esi, esi
         movabs rax, 0x3333333333333333
@@ -245,6 +255,17 @@ SOURCES = {
         mov ecx, r10d
         test r12, r12
         jne value
+        mov r10, [rbx+32]
+        mov r11, [r10+0x66666666]
+        add r11, [r10+0x77777777]
+        sub r11, rdx
+        test r11d, 0xfff
+        jne value
+        bt dword ptr [r10+0x88888888], 31
+        jc paged
+        test r11w, r11w
+        jne value
+    paged:
         or eax, 0x20000
     value:
         mov r11d, edx
@@ -314,6 +335,25 @@ SOURCES = {
         pop rbx
         ret
     """,
+    "start": """
+        movabs rax, 0x2222222222222222
+        mov rdi, [rax+136]
+        mov rsi, [rax+32]
+        mov rsi, [rsi+0x44444444]
+        xor edx, edx
+        xor ecx, ecx
+        xor r8d, r8d
+        mov [rax+24], rdx
+        mov [rax+88], rdx
+        mov [rax+128], rdx
+        jmp qword ptr [rax+144]
+    """,
+    "stop": """
+        movabs rax, 0x2222222222222222
+        mov rdi, [rax+136]
+        movabs rax, 0x1111111111111111
+        jmp rax
+    """,
 }
 CODE = {
     "block": bytes.fromhex(
@@ -322,8 +362,8 @@ CODE = {
     "insn": bytes.fromhex("488b4128483b41307d0848ffc048894128c348c741180200000048b81111111111111111ffe0"),
     "in": bytes.fromhex(
         "535741544889cb488b43604c8b53204d8b92444444444c8b5b104c3b536875104c3b5b70750a48ff4378480343"
-        "78eb104c8953684c895b7048c743780000000089f789d689c248b82222222222222222ffd04989c4488b7c2408"
-        "31f648b83333333333333333ffd04c89e0415c5f5bc3"
+        "78eb104c8953684c895b7048c743780000000089f789d689c248b82222222222222222ffd04989c44889839800"
+        "0000488b7c240831f648b83333333333333333ffd04c89e0415c5f5bc3"
     ),
     "out": bytes.fromhex(
         "535741544c89c3488b43604c8b53204d8b92444444444c8b5b104c3b536875104c3b5b70750a48ff4378480343"
@@ -334,27 +374,35 @@ CODE = {
         "535741544c89cb488b43604c8b53204d8b92444444444c8b5b104c3b536875104c3b5b70750a48ff4378480343"
         "78eb104c8953684c895b7048c74378000000004189d24181e2ff0f0000458d1c0a4181fb0010000076050d0000"
         "01004c8d5af84c895b384531db4139ca410f92c34c895b584889d789ce89c248b82222222222222222ffd04989"
-        "c4488b7c240831f648b83333333333333333ffd04c896348b801000000415c5f5bc3"
+        "c448898398000000488b7c240831f648b83333333333333333ffd04c896348b801000000415c5f5bc3"
     ),
     "write": bytes.fromhex(
-        "535741544c89cb4883bb8000000000740c48ff8b80000000e9c7000000488b43604c8b53204d8b92444444444c"
+        "535741544c89cb4883bb8000000000740c48ff8b80000000e9f6000000488b43604c8b53204d8b92444444444c"
         "8b5b104c3b536875104c3b5b70750a48ff437848034378eb104c8953684c895b7048c74378000000004d89c441"
-        "89caf7d98d0ccd4000000049d3e449d3ec4489d14d85e475050d000002004189d34181e3ff0f0000751383f901"
-        "750e83bf555555550074050d000004004101cb4181fb0010000076050d00000100448d51ff4185d2740748898b"
-        "800000004889d789ce4c89e289c148b82222222222222222ffd04989c4488b7c240831f648b833333333333333"
-        "33ffd0b801000000415c5f5bc3"
+        "89caf7d98d0ccd4000000049d3e449d3ec4489d14d85e475344c8b53204d8b9a666666664d039a777777774929"
+        "d341f7c3ff0f00007516410fbaa2888888881f7206664585db75050d000002004189d34181e3ff0f0000751383"
+        "f901750e83bf555555550074050d000004004101cb4181fb0010000076050d00000100448d51ff4185d2740748"
+        "898b800000004889d789ce4c89e289c148b82222222222222222ffd04989c4488b7c240831f648b83333333333"
+        "333333ffd0b801000000415c5f5bc3"
     ),
     "piece": bytes.fromhex(
         "4803314c8b4108f7c6ff0f0000750b31c0498740584885c074134889f0492b40384883f8187306498b440040c3"
         "535741544c89c34889f789d648b82222222222222222ffd0415c5f5bc3"
     ),
+    "start": bytes.fromhex(
+        "48b82222222222222222488bb888000000488b7020488bb64444444431d231c94531c048895018488950584889"
+        "9080000000ffa090000000"
+    ),
+    "stop": bytes.fromhex("48b82222222222222222488bb88800000048b81111111111111111ffe0"),
 }
 
 #: Flags, above the number of accesses that the instruction has made before.
 FLAG_CROSSES = 0x10000  #: it runs over the end of a page
-FLAG_ZERO = 0x20000  #: a store of 0: INS makes one before it reads the port
+FLAG_ZERO = 0x20000  #: a store of 0, maybe to ES:RDI: INS makes one before it reads the port
 FLAG_TAIL = 0x40000  #: a byte of a store that began in the page before
 FLAG_SPECIAL = 0x80000  #: Python has set Shared.SPECIAL
+FLAG_INDEX = 0xFFFF  #: that number of accesses
+FLAG_UNUSUAL = FLAG_CROSSES | FLAG_ZERO | FLAG_TAIL
 
 
 #: Less than uc_struct has in 2.1.4.
@@ -381,6 +429,9 @@ class Shared:
     TOKEN_BLOCKS = 14
     INDEX = 15  #: how many accesses of that execution came before the last one
     SKIP = 16  #: how many byte stores to pass over: of a store that was shown whole
+    ENGINE = 17  #: the engine's handle
+    START = 18  #: address of uc_emu_start
+    ANSWER = 19  #: the answer of the last read
     COUNT = 20
 
 
@@ -399,13 +450,21 @@ class Thunks:
     host has no executable memory or the library lacks a symbol.
     """
 
-    def __init__(self, rip: int, recursion: int) -> None:
-        """`rip` and `recursion`: the offsets that _RIP and _RECURSION stand for."""
-        stop, leave = _symbol("uc_emu_stop"), _symbol("helper_check_exit_request_x86_64")
-        if stop is None or leave is None:
+    def __init__(self, engine: int, registers: int, segments: int, cr: int, recursion: int) -> None:
+        """`engine` is the engine's handle; `registers`, `segments` and `cr` are where these are in
+        the CPU structure, `recursion` is the offset that _RECURSION stands for."""
+        start, stop = _symbol("uc_emu_start"), _symbol("uc_emu_stop")
+        leave = _symbol("helper_check_exit_request_x86_64")
+        if start is None or stop is None or leave is None:
             raise NotSupported("this build of Unicorn exports no helper_check_exit_request_x86_64")
         self._stop, self._leave = stop, leave
-        self._offsets = ((_RIP, rip), (_RECURSION, recursion))
+        self._offsets = (
+            (_RIP, registers + 16 * 8),
+            (_RDI, registers + 7 * 8),
+            (_ES_BASE, segments + 8),
+            (_CR0, cr),
+            (_RECURSION, recursion),
+        )
         try:
             self._page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
         except OSError as error:
@@ -418,6 +477,7 @@ class Thunks:
         self.shared = ctypes.addressof(self._words)
         self.words: Any = memoryview(self._words).cast("B").cast("Q")
         self.words[Shared.LIMIT] = self.words[Shared.INSN_LIMIT] = 1 << 62
+        self.words[Shared.ENGINE], self.words[Shared.START] = engine, start
 
     def make(self, name: str, callback: int = 0) -> int:
         """Write the thunk `name` into the page; returns its address."""
