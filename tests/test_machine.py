@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -382,6 +385,58 @@ def test_a_guest_that_writes_a_hole_a_million_times_is_counted_and_stays_small(b
         assert machine.mmio.unclaimed_writes == 20_000
         assert machine.counts()["mmio_write"] == 20_000
         assert sum(map(len, machine.mmio.writers)) <= 4096
+
+
+_FORK = """
+import os, signal, sys, threading
+from vmmsim import Machine, budget
+from vmmsim.loaders import load_bytes
+
+def run(code, *limits):
+    with Machine(backend=sys.argv[1], memory=1 << 20) as machine:
+        machine.load(load_bytes(code))
+        return machine.run(budget=limits).kind
+
+run(b"\\xf4")
+ready, tell = os.pipe()
+child = os.fork()
+if not child:
+    threading.Timer(0.2, os.write, (tell, b".")).start()
+    try:
+        run(b"\\xeb\\xfe", budget.seconds(20))
+        os._exit(1)
+    except KeyboardInterrupt:
+        os._exit(0)
+threading.Thread(target=lambda: (os.read(ready, 1), os.kill(child, signal.SIGINT))).start()
+ended = run(b"\\xeb\\xfe", budget.seconds(0.7))
+sys.exit(f"parent: {ended}" if ended != "budget" else os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system with fork()")
+def test_ctrl_c_in_a_child_process_is_the_childs(backend_name: str) -> None:
+    for _ in range(2):  # of two threads at one socket either can be the first
+        command = [sys.executable, "-W", "ignore", "-c", _FORK, backend_name]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_run_within_a_devices_answer_leaves_the_outer_run_its_signals(backend_name: str) -> None:
+    class Inner(Recorder):
+        def read(self, offset: int, size: int, /) -> int:
+            with machine_with(b"\xf4", backend_name) as inner:
+                assert inner.run() == Halt()
+            return 0
+
+    # in al, 0x60; then it spins.
+    with machine_with(bytes.fromhex("e460ebfe"), backend_name) as machine:
+        machine.attach_port(0x60, 1, Inner(), "inner")
+        timer = threading.Timer(0.3, signal.raise_signal, (signal.SIGINT,))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            machine.run(budget=budget.seconds(10))
+        timer.join()
+        assert machine.seconds < 5
 
 
 # -- serial

@@ -23,6 +23,9 @@ from typing import Any
 
 __all__ = ["DeferredSignals"]
 
+#: Whom a signal cancelled before, and the wakeup descriptor before.
+_Before = tuple[Callable[[], None] | None, int]
+
 _SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
 )
@@ -39,16 +42,27 @@ class _Watcher:
         self._forward = -1
         threading.Thread(target=self._watch, name="vmmsim-signals", daemon=True).start()
 
-    def arm(self, cancel: Callable[[], None]) -> None:
+    def arm(self, cancel: Callable[[], None]) -> _Before:
+        """Returns what `disarm` takes: a run within a device of another run is possible."""
+        with self._lock:
+            before, self._cancel = self._cancel, cancel
+        fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        if fd != self._writer.fileno():
+            self._forward = fd
+        return before, fd
+
+    def disarm(self, before: _Before) -> None:
+        """From here on nothing is cancelled by a signal that came before."""
+        cancel, fd = before
+        signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
         with self._lock:
             self._cancel = cancel
-        self._forward = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
 
-    def disarm(self) -> None:
-        """From here on nothing is cancelled by a signal that came before."""
-        signal.set_wakeup_fd(self._forward)
-        with self._lock:
-            self._cancel = None
+    def leave(self) -> None:
+        """In a child process, which has not the thread: its signals are not the parent's."""
+        fd = signal.set_wakeup_fd(-1)
+        if fd not in (-1, self._writer.fileno()):
+            signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
 
     def _watch(self) -> None:
         while numbers := self._reader.recv(64):
@@ -67,6 +81,17 @@ class _Watcher:
 _watcher: _Watcher | None = None
 
 
+def _after_fork() -> None:
+    global _watcher
+    if _watcher is not None:
+        _watcher.leave()
+        _watcher = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 class DeferredSignals:
     """Context manager around a run: `cancel` is called at once, the real handler at the end.
 
@@ -79,6 +104,7 @@ class DeferredSignals:
         self._uncancel = uncancel
         self._saved: list[tuple[int, Any]] = []
         self._pending: list[tuple[Any, int, FrameType | None]] = []
+        self._armed: tuple[_Watcher, _Before] | None = None
 
     def __enter__(self) -> DeferredSignals:
         global _watcher
@@ -91,7 +117,7 @@ class DeferredSignals:
                     signal.signal(number, self._note)
                     self._saved.append((number, handler))
             if self._saved:
-                _watcher.arm(self._cancel)
+                self._armed = _watcher, _watcher.arm(self._cancel)
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -102,10 +128,11 @@ class DeferredSignals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._saved:
+        if self._armed is None:
             return
-        assert _watcher is not None
-        _watcher.disarm()
+        watcher, before = self._armed
+        watcher.disarm(before)
+        self._armed = None
         for number, handler in self._saved:
             signal.signal(number, handler)
         self._saved = []
