@@ -287,10 +287,12 @@ def test_a_closed_stdin_is_an_input_that_is_over() -> None:
 
 @posix
 @pytest.mark.parametrize("verb", ["run", "exits"])
-def test_a_reader_that_goes_away_ends_it_without_a_traceback(verb: str) -> None:
+def test_a_reader_that_goes_away_ends_it_without_a_traceback(verb: str, tmp_path: Path) -> None:
+    # More than fits into a pipe: it cannot all be written before the reader goes.
+    (tmp_path / "input").write_bytes(b"k" * 200_000)
     reading, writing = os.pipe()
     child = start(
-        verb, "echo", "-b", "unicorn", "-q", "--stdin", "/dev/zero",  # output without an end
+        verb, "echo", "-b", "unicorn", "-q", "--stdin", tmp_path / "input",
         stdin=subprocess.DEVNULL, stdout=writing, stderr=subprocess.PIPE,
     )  # fmt: skip
     os.close(writing)
