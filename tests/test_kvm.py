@@ -176,6 +176,7 @@ def test_a_busy_cpu_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert "busy" in availability("kvm").reason
 
 
+@pytest.mark.kvm
 def test_a_signal_while_a_vm_is_made_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = kvm.KvmBackend()
     real = kvm.fcntl.ioctl
