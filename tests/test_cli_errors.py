@@ -285,6 +285,19 @@ def test_a_closed_stdin_is_an_input_that_is_over() -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@pytest.mark.parametrize("typed", [20, 5000], ids=["at the end", "on the way"])
+def test_a_trace_that_finds_no_room_is_told_and_the_guest_runs_on(tmp_path: Path, typed: int) -> None:
+    (tmp_path / "input").write_bytes(b"k" * typed + b"\n")
+    result = vmmsim("run", "echo", "--stdin", tmp_path / "input", "--trace", "/dev/full", "-q")
+
+    assert result.stdout == b"k" * typed + b"\n"
+    assert result.stderr.decode().splitlines() == [
+        "vmmsim: warning: the trace '/dev/full' is not complete: No space left on device"
+    ]
+    assert result.returncode == 0
+
+
 @posix
 @pytest.mark.parametrize("verb", ["run", "exits"])
 def test_a_reader_that_goes_away_ends_it_without_a_traceback(verb: str, tmp_path: Path) -> None:

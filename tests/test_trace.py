@@ -58,6 +58,22 @@ def test_a_trace_that_was_cut_short_has_no_end() -> None:
     assert read_trace(written([(ACCESS_EXITS[0], 0, 1, 0)], end=False).splitlines()).end is None
 
 
+class Miserly(io.BytesIO):
+    """An unbuffered file, which may take a part of what it is given."""
+
+    def write(self, data: bytes | memoryview, /) -> int:  # type: ignore[override]
+        return super().write(data[:7])
+
+
+def test_a_file_that_takes_a_part_at_a_time_gets_it_all() -> None:
+    whole, slow = io.BytesIO(), Miserly()
+    for file in (whole, slow):
+        writer = TraceWriter(file, HEADER)
+        writer(ACCESS_EXITS[0], 0x60, 1, 5)
+        writer.end(Halt())
+    assert slow.getvalue() == whole.getvalue()
+
+
 def test_records_reach_the_file_in_pieces_so_memory_stays_bounded() -> None:
     file = io.BytesIO()
     writer = TraceWriter(file, HEADER)

@@ -142,7 +142,8 @@ def _tracing(
     from ..trace import Header, TraceWriter
 
     try:
-        file = open(path, "wb")  # noqa: SIM115 - closed below
+        # Unbuffered: closing it has nothing left to write, and nothing that could fail.
+        file = open(path, "wb", buffering=0)  # noqa: SIM115 - closed below
     except OSError as error:
         raise UsageError(
             f"the trace '{path}' cannot be written: {error.strerror}", hint="choose another file for --trace"
@@ -152,18 +153,25 @@ def _tracing(
             guest=target.name, backend=machine.backend.name, provenance=machine.backend.provenance
         )
         writer = TraceWriter(file, header)
-        remove = machine.observe(writer)
+        broken = False
+
+        def trying(write: Callable[..., None], *arguments: Any, **named: Any) -> None:
+            """What is traced is worth more than its trace: the guest runs on without it."""
+            nonlocal broken
+            if broken:
+                return
+            try:
+                write(*arguments, **named)
+            except OSError as error:
+                broken = True
+                say(f"warning: the trace '{path}' is not complete: {error.strerror}")
+
+        remove = machine.observe(lambda *access: trying(writer, *access))
 
         def finish(end: Exit | DeviceError | None) -> None:
             remove()
-            try:
-                writer.end(
-                    end if isinstance(end, Exit) else None,
-                    detail=_detail(end),
-                    rip=machine.vcpu.registers().rip,
-                )
-            except OSError as error:
-                say(f"warning: the trace '{path}' is not complete: {error.strerror}")
+            exit = end if isinstance(end, Exit) else None
+            trying(writer.end, exit, detail=_detail(end), rip=machine.vcpu.registers().rip)
 
         yield finish
 

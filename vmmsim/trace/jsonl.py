@@ -108,7 +108,9 @@ class TraceWriter:
     def flush(self) -> None:
         """Hand what is pending to the file."""
         if self._pending:
-            self._file.write(b"\n".join(self._pending) + b"\n")
+            left = memoryview(b"\n".join(self._pending) + b"\n")
+            while left:  # an unbuffered file may take a part only
+                left = left[self._file.write(left) :]
             self._pending.clear()
             self._size = 0
         self._file.flush()
