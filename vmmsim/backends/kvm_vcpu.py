@@ -35,7 +35,7 @@ from ..exits import (
     ReadAccess,
 )
 from . import kvm_abi as abi
-from . import kvm_exits, kvm_kick
+from . import kvm_exits, kvm_kick, ticker
 from .base import AccessHandler, Vcpu
 from .kvm_fd import VcpuFd
 
@@ -89,7 +89,7 @@ class KvmVcpu(Vcpu):
         self._watched = False
         #: The registers that the watchdog saw last, and since when they stand still.
         self._still = _MOVING
-        self.tick_seconds = min(kvm_kick.TICK_SECONDS, (watchdog_seconds or 1.0) / 4)
+        self.tick_seconds = min(ticker.TICK_SECONDS, (watchdog_seconds or 1.0) / 4)
         self._u32[_REASON] = _TAKEN
         cpu.set_state(CpuState())
 
@@ -224,7 +224,7 @@ class KvmVcpu(Vcpu):
         self._still = _MOVING
         if not self._watched:
             self._watched = True
-            kvm_kick.watch(self)
+            ticker.watch(self)
 
     def _leave(self) -> None:
         with self._kick_lock:

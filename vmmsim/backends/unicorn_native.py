@@ -13,6 +13,8 @@ from __future__ import annotations
 import functools
 import platform
 import sys
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from unicorn import unicorn_const as uc_const
@@ -20,9 +22,11 @@ from unicorn import unicorn_const as uc_const
 from ..cpu.state import CpuState
 from ..errors import NotSupported
 from ..exits import BudgetSpent, Cancelled, Exit, Halt, ReadAccess
+from .ticker import TICK_SECONDS, hurry, watch
 from .unicorn_context import context_usable
+from .unicorn_offsets import engine_offsets
 from .unicorn_replay import DRAIN, INLINE, ONE, ReplayCutter
-from .unicorn_thunks import FLAG_SPECIAL, Shared, recursion_offset
+from .unicorn_thunks import FLAG_SPECIAL, Shared
 
 if TYPE_CHECKING:
     from .base import AccessHandler
@@ -37,6 +41,9 @@ _SLICE = 16 << 20
 # Of the path of each exit: a module's names are found faster than a class's attributes.
 _BYTES, _LIMIT, _SPECIAL = Shared.BYTES, Shared.LIMIT, Shared.SPECIAL
 _INHIBIT = 1 << 3  # HF_INHIBIT_IRQ
+#: Freedom shorter than this many seconds was not worth its price; at most so many slices
+#: without an access are waited for before the next.
+_BRIEF, _MOST_PATIENCE = 0.2, 64
 
 
 class NativeVcpu(ReplayCutter):
@@ -44,11 +51,37 @@ class NativeVcpu(ReplayCutter):
 
     def __init__(self, vm: UnicornVm) -> None:
         super().__init__(vm)
+        # Reentrant: a signal handler of the thread that holds it may call cancel().
+        self._kick_lock = threading.RLock()
+        self._free_running = False
+        #: Slices without an access, how many of them let the guest run free, and since when
+        #: it does.
+        self._quiet, self._patience, self._freed = 0, 1, 0.0
+        self._last_access: Any = None
         self.open(vm.uc)
         self.codec.write_state(CpuState())
 
     def _kick(self) -> None:
         self._words[Shared.LIMIT] = 0
+        self.kick()
+        if self._free_running:
+            hurry()
+
+    # What the ticker asks: see `backends.ticker`. A stop that comes just before the engine has
+    # started is lost, so it is repeated; and signal handlers want their turn.
+
+    @property
+    def tick_seconds(self) -> float:
+        return 0.001 if self._cancelled and self._free_running else TICK_SECONDS
+
+    def signs_of_life(self) -> tuple[bool, int]:
+        return self._free_running, 0
+
+    def kick(self) -> None:
+        """Stop free code between two blocks."""
+        with self._kick_lock:
+            if self._free_running:
+                self._stop_engine()
 
     def stop_here(self, exit: Exit) -> None:
         if self._stop is None:
@@ -73,6 +106,8 @@ class NativeVcpu(ReplayCutter):
             self._unseen = False
             return self._pending
         self._take_answer()
+        if not self._watched:
+            self._watch(True)
         return self._run(ONE, max_insns)
 
     def _take_answer(self) -> None:
@@ -95,7 +130,8 @@ class NativeVcpu(ReplayCutter):
                     self._cancelled = False
                     return Cancelled()
                 self._mode = mode
-                words[_SPECIAL] = FLAG_SPECIAL if mode is not INLINE or self._restart else 0
+                plain = mode is INLINE and not self._restart and self._watched
+                words[_SPECIAL] = 0 if plain else FLAG_SPECIAL
                 words[_LIMIT] = words[_BYTES] + _SLICE
                 if self._cancelled:  # it was set after the test above, before the limit
                     continue
@@ -112,10 +148,23 @@ class NativeVcpu(ReplayCutter):
 
     def _start(self) -> int:
         self._forget_pieces()
-        return self._start_engine()
+        if self._watched:
+            status: int = self._start_engine()
+            return status
+        watch(self)
+        self._free_running = True
+        try:
+            self._engine_halted[0] = 0
+            return 0 if self._cancelled else self._start_engine()
+        finally:
+            with self._kick_lock:
+                self._free_running = False
 
     def _ended(self, status: int) -> Exit | None:
         """What the end of an `emu_start` is; None to go on."""
+        if self._want_watch:
+            self._end_freedom()
+            return None
         if self._pending is not None:
             self._uncount()
             return self._pending
@@ -130,10 +179,37 @@ class NativeVcpu(ReplayCutter):
             return self._error_exit(status)
         if self._refused is not None:
             return self._refused_exit()
+        if not self._watched:
+            return Halt() if self._engine_halted[0] else None
         reason = self._words[Shared.REASON]
         if reason == 2:
             return BudgetSpent("insns", 0)
-        return None if reason else Halt()
+        if reason == 1:
+            self._consider_freedom()
+            return None
+        return Halt()
+
+    def _end_freedom(self) -> None:
+        """Free code has made an access, which is not made yet: watch it from here on."""
+        self._want_watch = False
+        if self._tail_hook is not None:
+            self._unhook(self._tail_hook)
+            self._tail_hook = None
+        self._watch(True)
+        brief = time.monotonic() - self._freed < _BRIEF
+        self._patience = min(2 * self._patience, _MOST_PATIENCE) if brief else 1
+
+    def _consider_freedom(self) -> None:
+        """At the end of a slice: code that makes no accesses need not be watched. Each change
+        throws away all translated code, so freedom that did not last is given later."""
+        words = self._words
+        access = (words[Shared.TOKEN_BLOCKS], words[Shared.TOKEN_RIP], words[Shared.INDEX])
+        self._quiet = self._quiet + 1 if access == self._last_access else 0
+        self._last_access = access
+        if self._quiet >= self._patience and self._mode is INLINE and not (self._counting or self._restart):
+            self._quiet = 0
+            self._freed = time.monotonic()
+            self._watch(False)
 
     def _after_finish(self) -> Exit | None:
         """Finish the instruction in flight; then what was asked for in it."""
@@ -267,7 +343,7 @@ def native_usable() -> tuple[bool, str]:
     if not usable:
         return False, reason
     try:
-        recursion_offset()
+        engine_offsets()
     except NotSupported as error:
         return False, error.message
     from .unicorn_selftest import self_test

@@ -22,6 +22,7 @@ from ..errors import NotSupported
 from ..exits import Access, Exit, MmioRead, MmioWrite, PortRead, PortWrite
 from .unicorn_context import ContextCodec
 from .unicorn_cut import MASK, STRING, AccessCutter
+from .unicorn_offsets import engine_offsets
 from .unicorn_thunks import (
     FLAG_CROSSES,
     FLAG_INDEX,
@@ -29,7 +30,6 @@ from .unicorn_thunks import (
     FLAG_UNUSUAL,
     Shared,
     Thunks,
-    recursion_offset,
 )
 from .unicorn_vcpu import PAGE, check
 
@@ -79,7 +79,7 @@ class ReplayCutter(AccessCutter):
         self._made = False
         self._stop: Exit | None = None
         self._error: BaseException | None = None
-        self._want_truth = self._want_flush = False
+        self._want_truth = self._want_flush = self._want_watch = False
         #: An instruction is being executed alone.
         self._alone = False
         self._truthful = False
@@ -95,22 +95,29 @@ class ReplayCutter(AccessCutter):
         super().open(uc)
         self.codec = ContextCodec(uc)
         layout = self.codec.layout
-        self._thunks = Thunks(
-            self._address or 0, layout.registers, layout.segments, layout.cr, recursion_offset()
-        )
+        engine, offsets = self._address or 0, engine_offsets()
+        self._thunks = Thunks(engine, layout.registers, layout.segments, layout.cr, offsets.recursion)
+        self._recursion = _view(ctypes.c_uint32, engine + offsets.recursion)
+        self._no_exit = memoryview(ctypes.c_uint8.from_address(engine + offsets.no_exit)).cast("B")
         self._words = self._thunks.words
         self._start_engine = _START(self._thunks.make("start", self._thunks.shared))
         self._stop_engine = _STOP(self._thunks.make("stop", self._thunks.shared))
+        self._block_thunk = self._thunks.make("block")
+        self._leave_thunk = self._thunks.make("leave")
+        self._tail_hook: Any = None
+        self._watched = False
+        self._watch(True)
         self._find_cpu()
         self._install()
         if self._counting:
             self._counting = False
             self._count()
             self._words[Shared.INSNS] = self._counted
+        else:
+            self._watch(False)
 
     def _find_cpu(self) -> None:
         """Learn where the CPU structure is, from a run that ends before its first instruction."""
-        self._hook(uc_const.UC_HOOK_BLOCK, self._thunks.make("block"), user=self._thunks.shared)
         check(uclib.uc_mem_map(self._handle, _SPARE, PAGE, uc_const.UC_PROT_ALL), "map a page")
         self._words[Shared.LIMIT] = 0
         check(uclib.uc_emu_start(self._handle, _SPARE, 0, 0, 0), "start")
@@ -123,6 +130,23 @@ class ReplayCutter(AccessCutter):
         self._hidden = _view(ctypes.c_uint32, address + layout.flags + 40)
         self._cs_base = _view(ctypes.c_uint64, address + layout.segments + 24 + 8)
         self._paging = _Paging(address + layout.cr, address + layout.efer)
+        self._engine_halted = _view(ctypes.c_uint32, address + engine_offsets().halted)
+
+    def _watch(self, watched: bool) -> None:
+        """Change between running watched, with the block hook, and running free, without.
+
+        Free code has no check for a stop behind loads and stores either: it is only stopped
+        between two blocks, from any thread, and costs nothing. But only watched code can be
+        left in an access and go on exactly, so at the first access it is watched again."""
+        if watched == self._watched:
+            return
+        if watched:
+            self._block_hook = self._hook(uc_const.UC_HOOK_BLOCK, self._block_thunk, user=self._thunks.shared)
+        else:
+            self._unhook(self._block_hook)
+        self._no_exit[0] = not watched
+        self._watched = watched
+        self._flush()
 
     def _install(self) -> None:
         on_in, on_out, on_read, on_write = self._callbacks()
@@ -159,6 +183,8 @@ class ReplayCutter(AccessCutter):
 
         def on_in(port: int, size: int, flags: int) -> int:
             if flags:
+                if not me._watched:
+                    return me._be_watched()
                 return me._access(PortRead, port, size, 0, flags & FLAG_INDEX)
             try:
                 return port_read(port, size)
@@ -167,6 +193,9 @@ class ReplayCutter(AccessCutter):
 
         def on_out(port: int, size: int, value: int, flags: int) -> None:
             if flags:
+                if not me._watched:
+                    me._be_watched()
+                    return
                 me._access(PortWrite, port, size, value, flags & FLAG_INDEX)
                 return
             try:
@@ -176,6 +205,8 @@ class ReplayCutter(AccessCutter):
 
         def on_read(gpa: int, size: int, flags: int) -> int:
             if flags:
+                if not me._watched:
+                    return me._be_watched()
                 if flags & FLAG_CROSSES:
                     return me._cut_read(gpa, size)
                 return me._access(MmioRead, gpa, size, 0, flags & FLAG_INDEX)
@@ -186,7 +217,9 @@ class ReplayCutter(AccessCutter):
 
         def on_write(gpa: int, size: int, value: int, flags: int) -> None:
             if flags:
-                if not flags & FLAG_UNUSUAL:
+                if not me._watched:
+                    me._be_watched()
+                elif not flags & FLAG_UNUSUAL:
                     me._access(MmioWrite, gpa, size, value, flags & FLAG_INDEX)
                 elif not flags & FLAG_TAIL:
                     me._cut_write(gpa, size, value)
@@ -216,6 +249,7 @@ class ReplayCutter(AccessCutter):
         """Count instructions from now on: a hook before each. It stays: taking it away and
         putting it back would throw away all translated code each time."""
         if not self._counting:
+            self._watch(True)
             self._counting = True
             self._hook(uc_const.UC_HOOK_CODE, self._thunks.make("insn"), user=self._thunks.shared)
             self._flush()
@@ -296,6 +330,12 @@ class ReplayCutter(AccessCutter):
     def _on_piece(self, gpa: int, size: int) -> int:
         """A load that no protection hook announced: the second page of one that crosses, or
         the CPU's own walk through page tables, which finds all ones in a hole."""
+        if not self._watched:
+            if self._recursion[0] and self._tail_hook is None:
+                # There is no check behind this load: a hook behind it leaves the engine.
+                self._be_watched()
+                self._tail_hook = self._hook(uc_const.UC_HOOK_MEM_READ_AFTER, self._leave_thunk)
+            return MASK[size]
         crossing = self._second_page(gpa, False)
         if crossing is not None:
             self._one_more()
@@ -327,6 +367,12 @@ class ReplayCutter(AccessCutter):
         rip = self._rip[0]
         code64 = bool(self._hidden[0] & _CODE64)
         return rip if code64 else (rip + self._cs_base[0]) & 0xFFFFFFFF, code64, self._paging
+
+    def _be_watched(self) -> int:
+        """An access in free code: leave before it is made, to meet it again in watched code."""
+        self._want_watch = True
+        self._stop_engine()
+        return 0
 
     def _ask_for_truth(self, *, made: bool) -> None:
         """An access came without its true size: begin the instruction anew, with hooks on all

@@ -15,6 +15,7 @@ What no documented call offers, and what costs next to nothing in machine code:
   callback announced is of a load that began in the page before, in RAM. It never leaves the
   engine by itself: Unicorn has not stored RIP then, and would begin the block anew. The
   check that Unicorn makes behind each load leaves it, and knows RIP.
+* `leave` is a hook that leaves the engine there.
 * `start` and `stop` are uc_emu_start from RIP on, with the words of a run reset, and
   uc_emu_stop. They take no arguments: ctypes needs longer for those of uc_emu_start than
   for the call.
@@ -26,12 +27,10 @@ The code is kept as bytes beside its assembly (`SOURCES`); a test assembles it a
 from __future__ import annotations
 
 import ctypes
-import functools
 import mmap
 from typing import Any
 
-from unicorn import UC_ARCH_X86, UC_HOOK_MEM_WRITE_PROT, UC_MODE_64
-from unicorn.unicorn_py3.unicorn import Uc, uclib
+from unicorn.unicorn_py3.unicorn import uclib
 
 from ..errors import NotSupported
 
@@ -46,7 +45,6 @@ __all__ = [
     "SOURCES",
     "Shared",
     "Thunks",
-    "recursion_offset",
 ]
 
 # What `Thunks.make` puts in for the constants of SOURCES: addresses, and two offsets.
@@ -59,8 +57,9 @@ _ES_BASE = 0x77777777  # of the base of ES
 _CR0 = 0x88888888
 _RECURSION = 0x55555555  # of uc_struct.size_recur_mem, not 0 inside an access cut into bytes
 
-#: Called by Unicorn as: block, insn (uc, address, size, shared); in (uc, port, size, shared);
-#: out (uc, port, size, value, shared); read, write (uc, kind, gpa, size, value, shared);
+#: Called by Unicorn as: block, insn (uc, address, size, shared); leave (uc, ...);
+#: in (uc, port, size, shared); out (uc, port, size, value, shared);
+#: read, write (uc, kind, gpa, size, value, shared);
 #: piece (uc, offset, size, hole), a hole being {address of its start, shared}.
 #: They call Python as: in (port, size, flags); out (port, size, value, flags); read (gpa,
 #: size, flags); write (gpa, size, value, flags); piece (gpa, size).
@@ -335,6 +334,18 @@ SOURCES = {
         pop rbx
         ret
     """,
+    "leave": """
+        push rbx
+        mov rbx, rdi
+        movabs rax, 0x1111111111111111
+        call rax
+        mov rdi, rbx
+        xor esi, esi
+        movabs rax, 0x3333333333333333
+        call rax
+        pop rbx
+        ret
+    """,
     "start": """
         movabs rax, 0x2222222222222222
         mov rdi, [rax+136]
@@ -389,6 +400,7 @@ CODE = {
         "4803314c8b4108f7c6ff0f0000750b31c0498740584885c074134889f0492b40384883f8187306498b440040c3"
         "535741544c89c34889f789d648b82222222222222222ffd0415c5f5bc3"
     ),
+    "leave": bytes.fromhex("534889fb48b81111111111111111ffd04889df31f648b83333333333333333ffd05bc3"),
     "start": bytes.fromhex(
         "48b82222222222222222488bb888000000488b7020488bb64444444431d231c94531c048895018488950584889"
         "9080000000ffa090000000"
@@ -403,12 +415,6 @@ FLAG_TAIL = 0x40000  #: a byte of a store that began in the page before
 FLAG_SPECIAL = 0x80000  #: Python has set Shared.SPECIAL
 FLAG_INDEX = 0xFFFF  #: that number of accesses
 FLAG_UNUSUAL = FLAG_CROSSES | FLAG_ZERO | FLAG_TAIL
-
-
-#: Less than uc_struct has in 2.1.4.
-_STRUCT_BYTES = 0x580
-#: mov ebx, 0x2001; mov [rbx], rax; mov [rbx+8], eax; mov [rbx+16], ax
-_UNALIGNED = bytes.fromhex("bb01200000488903894308668943106690")
 
 
 class Shared:
@@ -494,46 +500,3 @@ class Thunks:
     def close(self) -> None:
         """Give the page back. The engine must be gone."""
         self._page.close()
-
-
-@functools.cache
-def recursion_offset() -> int:
-    """Where `size_recur_mem` is in `uc_struct`: found by unaligned stores of three sizes to MMIO,
-    of which Unicorn shows first the whole and then each byte. NotSupported if it is not found.
-    """
-    seen: list[tuple[int, bytes]] = []
-    uc = Uc(UC_ARCH_X86, UC_MODE_64)
-    uc.ctl_set_tcg_buffer_size(1 << 20)
-    handle = ctypes.cast(uc._uch, ctypes.c_void_p).value or 0
-
-    def on_write(_uc: int, _kind: int, _gpa: int, size: int) -> bool:
-        seen.append((size, ctypes.string_at(handle, _STRUCT_BYTES)))
-        return True
-
-    callback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64, ctypes.c_int)(
-        on_write
-    )
-    hook = ctypes.c_size_t()
-    uc.mem_map(0x1000, 0x1000)
-    uc.mem_write(0x1000, _UNALIGNED)
-    uclib.uc_mmio_map(uc._uch, 0x2000, 0x1000, None, None, None, None)
-    uclib.uc_hook_add(
-        uc._uch, ctypes.byref(hook), UC_HOOK_MEM_WRITE_PROT, ctypes.cast(callback, ctypes.c_void_p),
-        None, ctypes.c_uint64(1), ctypes.c_uint64(0),
-    )  # fmt: skip
-    uc.emu_start(0x1000, 0x1000 + len(_UNALIGNED))
-    wanted = [size for whole in (8, 4, 2) for size in (whole, *(1,) * whole)]
-    if [size for size, _ in seen] != wanted:
-        raise NotSupported("Unicorn does not show an unaligned store as this version of vmmsim expects")
-    inside = [0 if size > 1 else whole for whole in (8, 4, 2) for size in (whole, *(1,) * whole)]
-    found = [
-        at
-        for at in range(0, _STRUCT_BYTES, 4)
-        if all(
-            int.from_bytes(data[at : at + 4], "little") == value
-            for (_, data), value in zip(seen, inside, strict=True)
-        )
-    ]
-    if len(found) != 1:
-        raise NotSupported(f"size_recur_mem was found at {len(found)} places of uc_struct")
-    return found[0]
