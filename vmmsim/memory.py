@@ -34,7 +34,8 @@ def parse_size(text: str) -> int:
     """
     body = text.strip().upper().removesuffix("IB")
     number, unit = (body[:-1], body[-1]) if body[-1:].isalpha() else (body, "")
-    if unit not in _UNITS or not number.isascii() or not number.isdigit():
+    # Python refuses to convert some thousand digits; no size has more than a few.
+    if unit not in _UNITS or not number.isascii() or not number.isdigit() or len(number) > 20:
         raise UsageError(
             f"'{text}' is not a size",
             hint="write 64M, 1G, 512KiB or 4096B; a bare number is MiB",

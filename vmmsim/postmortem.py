@@ -37,7 +37,8 @@ def postmortem(machine: Machine, end: Exit | VmmsimError) -> str:
     what = end.describe() if isinstance(end, Exit) else end.message
     lines = [f"--- post-mortem: {what}"]
     if isinstance(end, Exit):
-        lines.append(f"exit       {end.kind} ({end.kvm}) on {machine.backend.provenance}")
+        kvm = "" if end.kvm.startswith("none") else f" ({end.kvm})"
+        lines.append(f"exit       {end.kind}{kvm} on {machine.backend.provenance}")
     else:
         lines.append(f"error      {type(end).__name__} on {machine.backend.provenance}")
     state: CpuState | None = None
