@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import selectors
 import signal
 import socket
 import threading
@@ -38,6 +39,7 @@ class _Watcher:
         self._lock = threading.Lock()
         self._cancel: Callable[[], None] | None = None
         self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
         self._writer.setblocking(False)
         self._forward = -1
         threading.Thread(target=self._watch, name="vmmsim-signals", daemon=True).start()
@@ -45,6 +47,7 @@ class _Watcher:
     def arm(self, cancel: Callable[[], None]) -> _Before:
         """Returns what `disarm` takes: a run within a device of another run is possible."""
         with self._lock:
+            self._take()  # the thread may be late with a signal that has ended an earlier run
             before, self._cancel = self._cancel, cancel
         fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         if fd != self._writer.fileno():
@@ -65,17 +68,26 @@ class _Watcher:
             signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
 
     def _watch(self) -> None:
-        while numbers := self._reader.recv(64):
+        ready = selectors.DefaultSelector()  # not select(), which knows no descriptor above 1023
+        ready.register(self._reader, selectors.EVENT_READ)
+        while True:
+            ready.select()
             with self._lock:
+                numbers = self._take()
                 if self._cancel is not None and any(number in _SIGNALS for number in numbers):
                     self._cancel()
-            self._pass_on(numbers)
 
-    def _pass_on(self, numbers: bytes) -> None:
-        """To who had the wakeup descriptor before, an event loop for example."""
+    def _take(self) -> bytes:
+        """The signals that have come, passed on to who had the wakeup descriptor before, an
+        event loop for example. Only under the lock, so that none is taken for a later run."""
+        try:
+            numbers = self._reader.recv(64)
+        except BlockingIOError:
+            return b""
         if self._forward != -1:
             with contextlib.suppress(OSError):
                 os.write(self._forward, numbers)
+        return numbers
 
 
 _watcher: _Watcher | None = None
