@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("unicorn")
 
-from vmmsim.backends.unicorn_native import native_usable
+from vmmsim.backends.unicorn_native.vcpu import native_usable
 from vmmsim.budget import insns, seconds
 from vmmsim.cpu.modes import setup
 from vmmsim.exits import BudgetSpent, Halt

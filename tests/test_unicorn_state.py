@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unicorn import UC_ARCH_X86, UC_HOOK_INTR, UC_MODE_64, Uc, UcError
 
-from vmmsim.backends import unicorn_context, unicorn_loader, unicorn_observer, unicorn_portable, unicorn_probe
-from vmmsim.backends.unicorn_context import ContextCodec, context_usable, hidden_flags
-from vmmsim.backends.unicorn_portable import PortableCodec
+from vmmsim.backends.unicorn_native import context, probe
+from vmmsim.backends.unicorn_native.context import ContextCodec, context_usable, hidden_flags
+from vmmsim.backends.unicorn_portable import codec, loader, observer
+from vmmsim.backends.unicorn_portable.codec import PortableCodec
 from vmmsim.backends.unicorn_registers import scratch_engine
 from vmmsim.cpu import msrs
 from vmmsim.cpu.descriptors import encode_descriptor
@@ -23,7 +24,7 @@ from vmmsim.errors import NotSupported
 
 Codec = ContextCodec | PortableCodec
 CODECS = [pytest.param(ContextCodec, id="native"), pytest.param(PortableCodec, id="portable")]
-NOT_HELD = {ContextCodec: unicorn_context.NOT_HELD, PortableCodec: unicorn_portable.NOT_HELD}
+NOT_HELD = {ContextCodec: context.NOT_HELD, PortableCodec: codec.NOT_HELD}
 
 RAM = 2 << 20
 CODE = 0x20000
@@ -611,16 +612,16 @@ def test_context_is_usable_here() -> None:
 
 @pytest.mark.parametrize("what", ["ES.base", "EFER", "DR0", "CR2", "XMM0"])
 def test_unknown_layout_is_said_and_refused(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    layout = unicorn_probe.find_layout(scratch_engine())
+    layout = probe.find_layout(scratch_engine())
     at = {"ES.base": layout.segments + 8, "EFER": layout.efer, "DR0": layout.debug, "CR2": layout.cr + 16}
 
-    class Moved(unicorn_probe.ContextBytes):
+    class Moved(probe.ContextBytes):
         def __init__(self, uc: Uc) -> None:
             super().__init__(uc)
             self.data[at.get(what, layout.xmm)] ^= 0xFF
 
-    monkeypatch.setattr(unicorn_probe, "ContextBytes", Moved)
-    unicorn_context._layout.cache_clear()
+    monkeypatch.setattr(probe, "ContextBytes", Moved)
+    context._layout.cache_clear()
     context_usable.cache_clear()
     try:
         usable, reason = context_usable()
@@ -629,7 +630,7 @@ def test_unknown_layout_is_said_and_refused(monkeypatch: pytest.MonkeyPatch, wha
         with pytest.raises(NotSupported, match="portable"):
             ContextCodec(engine())
     finally:
-        unicorn_context._layout.cache_clear()
+        context._layout.cache_clear()
         context_usable.cache_clear()
 
 
@@ -645,13 +646,13 @@ def test_stubs_are_what_their_comments_say() -> None:
                 f"mov ss, [{b}+20]; mov fs, [{b}]; mov gs, [{b}+2]; mov eax, 0x10; mov cr0, {a};"
                 f"mov fs, [{b}+4]; mov gs, [{b}+6]; mov al, 0x11; mov cr0, {a}; mov es, [{b}+8]"
             )
-            == unicorn_loader.STUB
+            == loader.STUB
         )
-        same, outer = unicorn_loader.STUB_SAME_CPL, unicorn_loader.STUB_OUTER_CPL
+        same, outer = loader.STUB_SAME_CPL, loader.STUB_OUTER_CPL
         assert same[:6] == assemble(f"mov ss, [{b}+12]; mov ds, [{b}+10]")
         assert outer == assemble(f"mov ds, [{b}+10]; iretd")
-        assert assemble("xor ecx, ecx; xsetbv; hlt") == unicorn_loader.XSETBV
+        assert assemble("xor ecx, ecx; xsetbv; hlt") == loader.XSETBV
         loads = "nop; nop; lodsb; lodsb al, es:[esi]; lodsb al, ss:[esi]; hlt"
-        assert assemble(loads, keystone.KS_MODE_32) == unicorn_observer.LOADS
+        assert assemble(loads, keystone.KS_MODE_32) == observer.LOADS
     ks32 = keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_32)
-    assert unicorn_loader.STUB_SAME_CPL[6:] == bytes(ks32.asm("ljmp cs:[ebx+14]")[0])
+    assert loader.STUB_SAME_CPL[6:] == bytes(ks32.asm("ljmp cs:[ebx+14]")[0])

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("unicorn")
 
-from vmmsim.backends import unicorn_thunks as thunks
+from vmmsim.backends.unicorn_native import thunks
 
 
 @pytest.mark.parametrize("name", sorted(thunks.SOURCES))

@@ -39,7 +39,7 @@ def _choose() -> tuple[str, str]:
         raise UsageError(f"VMMSIM_UNICORN is '{wanted}'", hint="set it to native or portable, or not at all")
     if wanted == "portable":
         return "portable", "forced by VMMSIM_UNICORN"
-    from .unicorn_native import native_usable
+    from .unicorn_native.vcpu import native_usable
 
     usable, reason = native_usable()
     if usable:
@@ -151,11 +151,11 @@ class UnicornVm(Vm):
         if self._vcpu is not None:
             raise UsageError("a Unicorn machine has one vCPU in this version", hint="ask for one vCPU")
         if self.backend.engine == "native":
-            from .unicorn_native import NativeVcpu
+            from .unicorn_native.vcpu import NativeVcpu
 
             self._vcpu = NativeVcpu(self)
         else:
-            from .unicorn_portable_vcpu import PortableVcpu
+            from .unicorn_portable.vcpu import PortableVcpu
 
             self._vcpu = PortableVcpu(self)
         self._map_holes(self._vcpu)

@@ -4,7 +4,7 @@ Unicorn reports accesses in its own pieces: MMIO as aligned pieces of at most 4 
 unaligned store as single bytes, an INS with a store of 0 before it. `AccessCutter` makes
 of these the accesses that the guest made, by the rules of `vmmsim.exits`. How an access
 is answered, and how the vCPU stops exactly behind an instruction, is what differs: see
-`unicorn_native` (stop, and execute the instruction again) and `unicorn_portable_vcpu`
+`unicorn_native` (stop, and execute the instruction again) and `unicorn_portable`
 (a hook before each instruction).
 """
 

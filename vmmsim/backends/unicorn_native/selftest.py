@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ..cpu.state import CpuState, Segment
-from ..errors import VmmsimError
-from ..exits import Halt, MmioRead, MmioWrite, PortRead, PortWrite, ReadAccess
-from ..memory import Region
-from .base import VmOptions
+from ...cpu.state import CpuState, Segment
+from ...errors import VmmsimError
+from ...exits import Halt, MmioRead, MmioWrite, PortRead, PortWrite, ReadAccess
+from ...memory import Region
+from ..base import VmOptions
 
 __all__ = ["self_test"]
 
@@ -19,7 +19,7 @@ def self_test() -> tuple[bool, str]:
     write, the two accesses of one instruction, a count of instructions, HLT."""
     from unicorn import UcError
 
-    from .unicorn import UnicornBackend, UnicornVm
+    from ..unicorn import UnicornBackend, UnicornVm
 
     backend = object.__new__(UnicornBackend)
     backend.engine, backend.engine_reason = "native", "under test"

@@ -16,7 +16,7 @@ from unicorn import UC_HOOK_BLOCK, UC_HOOK_MEM_FETCH_PROT
 from unicorn import x86_const as x86
 from unicorn.unicorn_py3.unicorn import Uc, UcContext, UcError
 
-from .unicorn_registers import RegisterAccess, scratch_engine
+from ..unicorn_registers import RegisterAccess, scratch_engine
 
 __all__ = ["Observed", "StateObserver", "shared_observer"]
 

@@ -16,11 +16,11 @@ import struct
 from unicorn import x86_const as x86
 from unicorn.unicorn_py3.unicorn import Uc, UcError
 
-from ..cpu import msrs
-from ..cpu.state import CpuState, Events, FpuState, Registers, Segment, Table
-from ..errors import NotSupported
-from .unicorn_probe import ContextBytes, Layout, find_layout, prove
-from .unicorn_registers import RegisterAccess, scratch_engine
+from ...cpu import msrs
+from ...cpu.state import CpuState, Events, FpuState, Registers, Segment, Table
+from ...errors import NotSupported
+from ..unicorn_registers import RegisterAccess, scratch_engine
+from .probe import ContextBytes, Layout, find_layout, prove
 
 __all__ = ["NOT_HELD", "ContextCodec", "context_usable"]
 

@@ -1,7 +1,7 @@
 """The whole CPU state by the documented API alone: registers, contexts, and a loader engine.
 
 Everything with a register number is read and written directly. Hidden segment parts are
-written by `unicorn_loader`. Of those, bases are read back by `unicorn_observer`, but limits
+written by `loader`. Of those, bases are read back by `observer`, but limits
 and attributes cannot be: they are remembered as last written, or looked up in the guest's
 descriptor tables when the guest has loaded others since.
 """
@@ -16,14 +16,14 @@ from collections.abc import Callable
 from unicorn import x86_const as x86
 from unicorn.unicorn_py3.unicorn import Uc, UcContext, UcError, uclib
 
-from ..cpu import msrs
-from ..cpu.descriptors import decode_descriptor
-from ..cpu.paging import linear_to_gpa
-from ..cpu.state import GPR_NAMES, SEGMENT_NAMES, CpuState, Events, FpuState, Segment, Table
-from ..errors import NotSupported, UsageError
-from .unicorn_loader import hidden_state, shared_loader
-from .unicorn_observer import Observed, shared_observer
-from .unicorn_registers import RegisterAccess, check
+from ...cpu import msrs
+from ...cpu.descriptors import decode_descriptor
+from ...cpu.paging import linear_to_gpa
+from ...cpu.state import GPR_NAMES, SEGMENT_NAMES, CpuState, Events, FpuState, Segment, Table
+from ...errors import NotSupported, UsageError
+from ..unicorn_registers import RegisterAccess, check
+from .loader import hidden_state, shared_loader
+from .observer import Observed, shared_observer
 
 __all__ = ["NOT_HELD", "PortableCodec"]
 

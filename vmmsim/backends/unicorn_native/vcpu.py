@@ -3,7 +3,7 @@
 An access reaches a Python callback with its true address and size. When the vCPU must
 stop there (an exit for `run`, or a device that ends the run), the thunk around the
 callback leaves the engine; the guest is then as it was before the instruction, which is
-executed again with its log (`unicorn_replay`). To finish an instruction and stop behind
+executed again with its log (`replay`). To finish an instruction and stop behind
 it, it is translated alone, by setting the flag that holds interrupts off: QEMU then ends
 the block after one instruction and clears the flag.
 """
@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 from unicorn import unicorn_const as uc_const
 
-from ..cpu.state import CpuState
-from ..errors import NotSupported
-from ..exits import BudgetSpent, Cancelled, Exit, Halt, ReadAccess
-from .ticker import TICK_SECONDS, hurry, watch
-from .unicorn_context import context_usable
-from .unicorn_offsets import engine_offsets
-from .unicorn_replay import DRAIN, INLINE, ONE, ReplayCutter
-from .unicorn_thunks import FLAG_SPECIAL, Shared
+from ...cpu.state import CpuState
+from ...errors import NotSupported
+from ...exits import BudgetSpent, Cancelled, Exit, Halt, ReadAccess
+from ..ticker import TICK_SECONDS, hurry, watch
+from .context import context_usable
+from .offsets import engine_offsets
+from .replay import DRAIN, INLINE, ONE, ReplayCutter
+from .thunks import FLAG_SPECIAL, Shared
 
 if TYPE_CHECKING:
-    from .base import AccessHandler
-    from .unicorn import UnicornVm
+    from ..base import AccessHandler
+    from ..unicorn import UnicornVm
 
 __all__ = ["NativeVcpu", "native_usable"]
 
@@ -346,6 +346,6 @@ def native_usable() -> tuple[bool, str]:
         engine_offsets()
     except NotSupported as error:
         return False, error.message
-    from .unicorn_selftest import self_test
+    from .selftest import self_test
 
     return self_test()

@@ -32,7 +32,7 @@ from typing import Any
 
 from unicorn.unicorn_py3.unicorn import uclib
 
-from ..errors import NotSupported
+from ...errors import NotSupported
 
 __all__ = [
     "CODE",

@@ -30,9 +30,9 @@ from unicorn import unicorn_const as uc_const
 from unicorn import x86_const
 from unicorn.unicorn_py3.unicorn import Uc, uclib
 
-from ..cpu.paging import linear_to_gpa
-from ..cpu.state import CpuState
-from ..exits import (
+from ...cpu.paging import linear_to_gpa
+from ...cpu.state import CpuState
+from ...exits import (
     Access,
     BudgetSpent,
     Cancelled,
@@ -43,13 +43,13 @@ from ..exits import (
     PortWrite,
     ReadAccess,
 )
-from .unicorn_cut import MASK, AccessCutter
-from .unicorn_portable import PortableCodec
-from .unicorn_vcpu import PAGE, check, quick
+from ..unicorn_cut import MASK, AccessCutter
+from ..unicorn_vcpu import PAGE, check, quick
+from .codec import PortableCodec
 
 if TYPE_CHECKING:
-    from .base import AccessHandler
-    from .unicorn import UnicornVm
+    from ..base import AccessHandler
+    from ..unicorn import UnicornVm
 
 __all__ = ["PortableVcpu"]
 

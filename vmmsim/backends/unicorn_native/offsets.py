@@ -16,8 +16,8 @@ from unicorn import UC_ARCH_X86, UC_MODE_64, x86_const
 from unicorn import unicorn_const as uc_const
 from unicorn.unicorn_py3.unicorn import Uc, uclib
 
-from ..errors import NotSupported
-from .unicorn_context import ContextCodec
+from ...errors import NotSupported
+from .context import ContextCodec
 
 __all__ = ["Offsets", "engine_offsets"]
 
@@ -153,7 +153,7 @@ def _stop_at_out(uc: Uc) -> None:
 
 def _find_cpu(uc: Uc) -> int:
     """The address of the CPU structure: what a block hook finds in RBP, where TCG keeps it."""
-    from .unicorn_thunks import Shared, Thunks
+    from .thunks import Shared, Thunks
 
     layout = ContextCodec(uc).layout
     thunks = Thunks(_handle(uc), layout.registers, layout.segments, layout.cr, 0)

@@ -18,12 +18,13 @@ from unicorn import unicorn_const as uc_const
 from unicorn import x86_const
 from unicorn.unicorn_py3.unicorn import Uc, uclib
 
-from ..errors import NotSupported
-from ..exits import Access, Exit, MmioRead, MmioWrite, PortRead, PortWrite
-from .unicorn_context import ContextCodec
-from .unicorn_cut import MASK, STRING, AccessCutter
-from .unicorn_offsets import engine_offsets
-from .unicorn_thunks import (
+from ...errors import NotSupported
+from ...exits import Access, Exit, MmioRead, MmioWrite, PortRead, PortWrite
+from ..unicorn_cut import MASK, STRING, AccessCutter
+from ..unicorn_vcpu import PAGE, check
+from .context import ContextCodec
+from .offsets import engine_offsets
+from .thunks import (
     FLAG_CROSSES,
     FLAG_INDEX,
     FLAG_TAIL,
@@ -31,11 +32,10 @@ from .unicorn_thunks import (
     Shared,
     Thunks,
 )
-from .unicorn_vcpu import PAGE, check
 
 if TYPE_CHECKING:
-    from .base import AccessHandler
-    from .unicorn import UnicornVm
+    from ..base import AccessHandler
+    from ..unicorn import UnicornVm
 
 __all__ = ["DRAIN", "INLINE", "ONE", "ReplayCutter"]
 
@@ -47,7 +47,7 @@ _M64 = (1 << 64) - 1
 
 _BLOCKS = Shared.BLOCKS  # a module's name is found faster than a class's attribute
 
-# What the thunks call: see unicorn_thunks.
+# What the thunks call: see `thunks`.
 _INT, _U32, _U64 = ctypes.c_int, ctypes.c_uint32, ctypes.c_uint64
 _IN = ctypes.CFUNCTYPE(_U32, _U32, _INT, _INT)
 _OUT = ctypes.CFUNCTYPE(None, _U32, _INT, _U32, _INT)

@@ -19,10 +19,10 @@ from unicorn import UC_ERR_FETCH_UNMAPPED
 from unicorn import x86_const as x86
 from unicorn.unicorn_py3.unicorn import UcContext, UcError
 
-from ..cpu import msrs
-from ..cpu.state import CpuState, Segment
-from ..errors import NotSupported
-from .unicorn_registers import RegisterAccess, scratch_engine
+from ...cpu import msrs
+from ...cpu.state import CpuState, Segment
+from ...errors import NotSupported
+from ..unicorn_registers import RegisterAccess, scratch_engine
 
 __all__ = ["HiddenState", "SegmentLoader", "hidden_state", "shared_loader"]
 

@@ -16,12 +16,12 @@ from unicorn import UC_ERR_EXCEPTION
 from unicorn import x86_const as x86
 from unicorn.unicorn_py3.unicorn import Uc, UcError, uclib
 
-from ..cpu import msrs
-from ..cpu.state import CpuState, Segment
-from .unicorn_registers import RegisterAccess, check
+from ...cpu import msrs
+from ...cpu.state import CpuState, Segment
+from ..unicorn_registers import RegisterAccess, check
 
 if TYPE_CHECKING:
-    from .unicorn_context import ContextCodec
+    from .context import ContextCodec
 
 __all__ = ["ContextBytes", "Layout", "find_layout", "prove"]
 
