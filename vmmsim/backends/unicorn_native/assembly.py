@@ -1,0 +1,336 @@
+"""The thunks' assembly, and the bytes that it assembles to.
+
+Capitals in the assembly are offsets into the words shared with Python (`thunks.Shared`,
+8 bytes each) and the constants below, for which `Thunks.make` puts in what they are in
+this process. A test assembles `sources()` and compares it with `CODE`.
+
+Unicorn calls: block, insn (uc, address, size, shared); leave (uc, ...); in (uc, port, size,
+shared); out (uc, port, size, value, shared); read, write (uc, kind, gpa, size, value, shared);
+piece (uc, offset, size, hole), a hole being {address of its start, shared}. They call Python
+as: in (port, size, flags); out (port, size, value, flags); read (gpa, size, flags); write
+(gpa, size, value, flags); piece (gpa, size). Python calls start () and stop ().
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["CODE", "CONSTANTS", "sources"]
+
+#: 64-bit addresses, and 32-bit offsets into Unicorn's structures.
+CONSTANTS = {
+    "UC_EMU_STOP": 0x1111111111111111,
+    #: The Python callback; for start and stop the shared words.
+    "CALLBACK": 0x2222222222222222,
+    #: helper_check_exit_request: leaves the engine if a stop was asked for.
+    "CHECK_EXIT": 0x3333333333333333,
+    # In QEMU's CPU structure.
+    "RIP": 0x44444444,
+    "RDI": 0x66666666,
+    "ES_BASE": 0x77777777,
+    "CR0": 0x88888888,
+    # In uc_struct: not 0 inside an access that was cut into bytes.
+    "RECURSION": 0x55555555,
+}
+
+# uc is kept at [rsp+8], and RBX becomes the shared words.
+_ENTER = """
+    push rbx
+    push rdi
+    push r12
+"""
+_RETURN = """
+    pop r12
+    pop rdi
+    pop rbx
+    ret
+"""
+
+# EAX = the flags: how many accesses this execution of the instruction has made before, and
+# FLAG_SPECIAL. Another execution is one with another RIP or another number of blocks entered.
+_COUNT = """
+    mov rax, [rbx+SPECIAL]
+    mov r10, [rbx+ENV]
+    mov r10, [r10+RIP]
+    mov r11, [rbx+BLOCKS]
+    cmp r10, [rbx+TOKEN_RIP]
+    jne fresh
+    cmp r11, [rbx+TOKEN_BLOCKS]
+    jne fresh
+    inc qword ptr [rbx+INDEX]
+    add rax, [rbx+INDEX]
+    jmp known
+fresh:
+    mov [rbx+TOKEN_RIP], r10
+    mov [rbx+TOKEN_BLOCKS], r11
+    mov qword ptr [rbx+INDEX], 0
+known:
+"""
+
+# R12 = what Python answers; then leave the engine, if it asked for that.
+_ASK = """
+    movabs rax, CALLBACK
+    call rax
+    mov r12, rax
+"""
+_KEEP_ANSWER = """
+    mov [rbx+ANSWER], rax
+"""
+_LEAVE_IF_ASKED = """
+    mov rdi, [rsp+8]
+    xor esi, esi
+    movabs rax, CHECK_EXIT
+    call rax
+"""
+
+_SOURCES = {
+    "block": """
+    mov [rcx+ENV], rbp
+    mov rax, [rcx+BYTES]
+    cmp rax, [rcx+LIMIT]
+    jge stop
+    mov edx, edx
+    add rax, rdx
+    mov [rcx+BYTES], rax
+    inc qword ptr [rcx+BLOCKS]
+    ret
+stop:
+    mov qword ptr [rcx+REASON], 1
+    movabs rax, UC_EMU_STOP
+    jmp rax
+""",
+    "insn": """
+    mov rax, [rcx+INSNS]
+    cmp rax, [rcx+INSN_LIMIT]
+    jge stop
+    inc rax
+    mov [rcx+INSNS], rax
+    ret
+stop:
+    mov qword ptr [rcx+REASON], 2
+    movabs rax, UC_EMU_STOP
+    jmp rax
+""",
+    "in": f"""
+    {_ENTER}
+    mov rbx, rcx
+    {_COUNT}
+    mov edi, esi
+    mov esi, edx
+    mov edx, eax
+    {_ASK}{_KEEP_ANSWER}{_LEAVE_IF_ASKED}
+    mov rax, r12
+    {_RETURN}
+""",
+    "out": f"""
+    {_ENTER}
+    mov rbx, r8
+    {_COUNT}
+    mov edi, esi
+    mov esi, edx
+    mov edx, ecx
+    mov ecx, eax
+    {_ASK}{_LEAVE_IF_ASKED}
+    {_RETURN}
+""",
+    # FLAG_CROSSES; the window for the pieces, 8 bytes below the access; ARMED if the first
+    # piece, which is aligned, is at the start of a page.
+    "read": f"""
+    {_ENTER}
+    mov rbx, r9
+    {_COUNT}
+    mov r10d, edx
+    and r10d, 0xfff
+    lea r11d, [r10+rcx]
+    cmp r11d, 0x1000
+    jbe whole
+    or eax, 0x10000
+whole:
+    lea r11, [rdx-8]
+    mov [rbx+WINDOW], r11
+    xor r11d, r11d
+    cmp r10d, ecx
+    setb r11b
+    mov [rbx+ARMED], r11
+    mov rdi, rdx
+    mov esi, ecx
+    mov edx, eax
+    {_ASK}{_KEEP_ANSWER}{_LEAVE_IF_ASKED}
+    mov [rbx+DATA+8], r12
+    mov eax, 1
+    {_RETURN}
+""",
+    # Bytes of a store that was shown whole are passed over. R12 = the value, cut to its size.
+    # FLAG_ZERO: a 0 that could be the probe of an INS, which stores to ES:RDI (compared in 12
+    # bits with paging, in 16 without). FLAG_TAIL: one byte, at the start of a page, of a
+    # larger store. FLAG_CROSSES. The bytes of an unaligned store will follow.
+    "write": f"""
+    {_ENTER}
+    mov rbx, r9
+    cmp qword ptr [rbx+SKIP], 0
+    je shown
+    dec qword ptr [rbx+SKIP]
+    jmp done
+shown:
+    {_COUNT}
+    mov r12, r8
+    mov r10d, ecx
+    neg ecx
+    lea ecx, [rcx*8+64]
+    shl r12, cl
+    shr r12, cl
+    mov ecx, r10d
+    test r12, r12
+    jne value
+    mov r10, [rbx+ENV]
+    mov r11, [r10+RDI]
+    add r11, [r10+ES_BASE]
+    sub r11, rdx
+    test r11d, 0xfff
+    jne value
+    bt dword ptr [r10+CR0], 31
+    jc paged
+    test r11w, r11w
+    jne value
+paged:
+    or eax, 0x20000
+value:
+    mov r11d, edx
+    and r11d, 0xfff
+    jne inside
+    cmp ecx, 1
+    jne inside
+    cmp dword ptr [rdi+RECURSION], 0
+    je inside
+    or eax, 0x40000
+inside:
+    add r11d, ecx
+    cmp r11d, 0x1000
+    jbe whole
+    or eax, 0x10000
+whole:
+    lea r10d, [rcx-1]
+    test r10d, edx
+    je aligned
+    mov [rbx+SKIP], rcx
+aligned:
+    mov rdi, rdx
+    mov esi, ecx
+    mov rdx, r12
+    mov ecx, eax
+    {_ASK}{_LEAVE_IF_ASKED}
+done:
+    mov eax, 1
+    {_RETURN}
+""",
+    # At the start of a page only when ARMED; elsewhere if it is in the window.
+    "piece": f"""
+    add rsi, [rcx]
+    mov r8, [rcx+8]
+    test esi, 0xfff
+    jne inside
+    xor eax, eax
+    xchg rax, [r8+ARMED]
+    test rax, rax
+    je slow
+inside:
+    mov rax, rsi
+    sub rax, [r8+WINDOW]
+    cmp rax, 24
+    jae slow
+    mov rax, [r8+rax+DATA]
+    ret
+slow:
+    {_ENTER}
+    mov rbx, r8
+    mov rdi, rsi
+    mov esi, edx
+    movabs rax, CALLBACK
+    call rax
+    {_RETURN}
+""",
+    "leave": """
+    push rbx
+    mov rbx, rdi
+    movabs rax, UC_EMU_STOP
+    call rax
+    mov rdi, rbx
+    xor esi, esi
+    movabs rax, CHECK_EXIT
+    call rax
+    pop rbx
+    ret
+""",
+    "start": """
+    movabs rax, CALLBACK
+    mov rdi, [rax+ENGINE]
+    mov rsi, [rax+ENV]
+    mov rsi, [rsi+RIP]
+    xor edx, edx
+    xor ecx, ecx
+    xor r8d, r8d
+    mov [rax+REASON], rdx
+    mov [rax+ARMED], rdx
+    mov [rax+SKIP], rdx
+    jmp qword ptr [rax+START]
+""",
+    "stop": """
+    movabs rax, CALLBACK
+    mov rdi, [rax+ENGINE]
+    movabs rax, UC_EMU_STOP
+    jmp rax
+""",
+}
+
+
+def sources(shared: dict[str, int]) -> dict[str, str]:
+    """What an assembler takes: name -> assembly with numbers for the capitals. `shared` has the
+    indices of `thunks.Shared`."""
+    numbers = {name: 8 * index for name, index in shared.items()} | CONSTANTS
+    return {
+        name: re.sub(r"\b[A-Z][A-Z_0-9]+\b", lambda word: hex(numbers[word[0]]), source)
+        for name, source in _SOURCES.items()
+    }
+
+
+CODE = {
+    "block": bytes.fromhex(
+        "48896920488b01483b41087d0d89d24801d048890148ff4110c348c741180100000048b81111111111111111ffe0"
+    ),
+    "insn": bytes.fromhex("488b4128483b41307d0848ffc048894128c348c741180200000048b81111111111111111ffe0"),
+    "in": bytes.fromhex(
+        "535741544889cb488b43604c8b53204d8b92444444444c8b5b104c3b536875104c3b5b70750a48ff4378480343"
+        "78eb104c8953684c895b7048c743780000000089f789d689c248b82222222222222222ffd04989c44889839800"
+        "0000488b7c240831f648b83333333333333333ffd04c89e0415c5f5bc3"
+    ),
+    "out": bytes.fromhex(
+        "535741544c89c3488b43604c8b53204d8b92444444444c8b5b104c3b536875104c3b5b70750a48ff4378480343"
+        "78eb104c8953684c895b7048c743780000000089f789d689ca89c148b82222222222222222ffd04989c4488b7c"
+        "240831f648b83333333333333333ffd0415c5f5bc3"
+    ),
+    "read": bytes.fromhex(
+        "535741544c89cb488b43604c8b53204d8b92444444444c8b5b104c3b536875104c3b5b70750a48ff4378480343"
+        "78eb104c8953684c895b7048c74378000000004189d24181e2ff0f0000458d1c0a4181fb0010000076050d0000"
+        "01004c8d5af84c895b384531db4139ca410f92c34c895b584889d789ce89c248b82222222222222222ffd04989"
+        "c448898398000000488b7c240831f648b83333333333333333ffd04c896348b801000000415c5f5bc3"
+    ),
+    "write": bytes.fromhex(
+        "535741544c89cb4883bb8000000000740c48ff8b80000000e9f6000000488b43604c8b53204d8b92444444444c"
+        "8b5b104c3b536875104c3b5b70750a48ff437848034378eb104c8953684c895b7048c74378000000004d89c441"
+        "89caf7d98d0ccd4000000049d3e449d3ec4489d14d85e475344c8b53204d8b9a666666664d039a777777774929"
+        "d341f7c3ff0f00007516410fbaa2888888881f7206664585db75050d000002004189d34181e3ff0f0000751383"
+        "f901750e83bf555555550074050d000004004101cb4181fb0010000076050d00000100448d51ff4185d2740748"
+        "898b800000004889d789ce4c89e289c148b82222222222222222ffd04989c4488b7c240831f648b83333333333"
+        "333333ffd0b801000000415c5f5bc3"
+    ),
+    "piece": bytes.fromhex(
+        "4803314c8b4108f7c6ff0f0000750b31c0498740584885c074134889f0492b40384883f8187306498b440040c3"
+        "535741544c89c34889f789d648b82222222222222222ffd0415c5f5bc3"
+    ),
+    "leave": bytes.fromhex("534889fb48b81111111111111111ffd04889df31f648b83333333333333333ffd05bc3"),
+    "start": bytes.fromhex(
+        "48b82222222222222222488bb888000000488b7020488bb64444444431d231c94531c048895018488950584889"
+        "9080000000ffa090000000"
+    ),
+    "stop": bytes.fromhex("48b82222222222222222488bb88800000048b81111111111111111ffe0"),
+}
