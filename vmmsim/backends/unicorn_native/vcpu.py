@@ -18,6 +18,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from unicorn import unicorn_const as uc_const
+from unicorn.unicorn_py3.unicorn import UcError
 
 from ...cpu.state import CpuState
 from ...errors import NotSupported
@@ -344,8 +345,8 @@ def native_usable() -> tuple[bool, str]:
         return False, reason
     try:
         engine_offsets()
-    except NotSupported as error:
-        return False, error.message
+    except (NotSupported, UcError) as error:
+        return False, f"what it needs of Unicorn's structures was not found: {error}"
     from .selftest import self_test
 
     return self_test()
