@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from importlib import import_module
 from pathlib import Path
 
 import click
 import pytest
+from cli_tools import vmmsim
 
 from vmmsim.cli.main import VERBS
 
@@ -42,6 +44,14 @@ def test_the_reference_has_every_option(verb: str) -> None:
     options = [name for p in command.params if isinstance(p, click.Option) for name in p.opts]
     assert f"vmmsim {verb}" in text
     assert [name for name in options if not re.search(rf"`{name}\b|[`, ]{name}[ `]", text)] == []
+
+
+@pytest.mark.timeout(60)
+def test_the_reference_has_every_key_of_the_json_object(backend_name: str) -> None:
+    table = read("cli.md").partition("The object of `--json`:")[2].partition("```")[0]
+    keys = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)))
+    result = vmmsim("run", "loop", "--json", "-q", "--backend", backend_name)
+    assert sorted(json.loads(result.stdout)) == sorted(keys)
 
 
 def test_every_page_is_in_the_contents() -> None:
