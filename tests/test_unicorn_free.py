@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 pytest.importorskip("unicorn")
@@ -76,3 +80,29 @@ def test_counting_is_exact_after_a_free_run(native: None) -> None:
         assert machine.run(budget=insns(3000)) == BudgetSpent("insns", 3000)
 
         assert machine.cpu.rax == 2000
+
+
+_DENIED = """
+import mmap
+
+class Denied(mmap.mmap):
+    def __new__(cls, *args, **fields):
+        if fields.get("prot", 0) & mmap.PROT_EXEC:
+            raise PermissionError(13, "no executable memory here")
+        return super().__new__(cls, *args, **fields)
+
+mmap.mmap = Denied
+from vmmsim import Machine
+
+with Machine.for_guest("lwn", backend="unicorn") as machine:
+    print(machine.run(), machine.output.data, machine.backend.engine, machine.backend.engine_reason)
+"""
+
+
+def test_a_host_without_executable_memory_gets_the_portable_engine() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "VMMSIM_UNICORN"}
+    command = [sys.executable, "-c", _DENIED]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, env=environment)
+
+    assert done.stdout.startswith("Halt() b'4\\n' portable "), done.stdout + done.stderr
+    assert "no executable memory" in done.stdout
