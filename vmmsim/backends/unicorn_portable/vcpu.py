@@ -16,7 +16,7 @@ caller, the engine runs in a thread of its own, whose callback waits until the c
 answered. Nothing is ever executed twice.
 
 Where instructions are to be counted, a Python hook before each does it: some millions a
-second, where slices do some hundred million.
+second, where slices do some tens of millions.
 """
 
 from __future__ import annotations
