@@ -158,6 +158,21 @@ def test_an_access_is_cut_into_the_widest_pieces_a_device_takes() -> None:
     assert device.log == [("r", 1, 2), ("r", 3, 2), ("r", 5, 2), ("r", 7, 1)]
 
 
+def test_an_answer_too_wide_for_a_piece_is_refused() -> None:
+    class Wide:
+        widths = frozenset({1})
+
+        def read(self, offset: int, size: int, /) -> int:
+            return 0x100
+
+        def write(self, offset: int, size: int, value: int, /) -> None: ...
+
+    bus = Bus("port", 0x10000)
+    bus.attach(0x10, 4, Wide())
+    with pytest.raises(ValueError, match="0x100 does not answer a 1-byte read"):
+        bus.read(0x10, 2)
+
+
 def test_an_access_over_the_end_goes_to_both_neighbours() -> None:
     bus = Bus("test", 0x100)
     low, high = Bytes(4, {1, 2, 4}), Bytes(4, {4, 1})

@@ -218,7 +218,10 @@ class Bus:
                 missed = True
             else:
                 width = piece if piece in mapping.device.widths else min(mapping.device.widths)
-                part = mapping.device.read(at - mapping.start, width) & ((1 << 8 * piece) - 1)
+                part = mapping.device.read(at - mapping.start, width)
+                if part & -1 << 8 * width:
+                    raise ValueError(f"{part:#x} does not answer a {width}-byte read")
+                part &= (1 << 8 * piece) - 1
             value |= part << 8 * (at - address)
         if missed:
             self.unclaimed_reads += 1

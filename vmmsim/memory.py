@@ -26,6 +26,8 @@ GPA_LIMIT = 1 << 48
 
 _UNITS = {"": 1 << 20, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
+_SHOWN_UNITS = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+
 
 def parse_size(text: str) -> int:
     """Bytes from `64M`, `1GiB`, `4096B`; a bare number is MiB, as QEMU's -m has it.
@@ -44,11 +46,19 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size: int) -> str:
-    """`64 MiB` for 1 << 26: the largest binary unit that divides."""
-    for unit, name in ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
-        if size and size % unit == 0:
+    """For people: `64 MiB` for 1 << 26, `1025 KiB`, and `512.0 GiB` for a page more than 512 GiB.
+
+    The largest binary unit that divides the size, as long as there are less than 10,000 of
+    it; else the largest unit that is not larger, with one decimal.
+    """
+    fitting = [(unit, name) for unit, name in _SHOWN_UNITS if size >= unit]
+    for unit, name in fitting:
+        if size % unit == 0 and size // unit < 10_000:
             return f"{size // unit} {name}"
-    return f"{size} bytes"
+    if size < 10_000 or not fitting:
+        return f"{size} bytes"
+    unit, name = fitting[0]
+    return f"{size / unit:.1f} {name}"
 
 
 class Region:

@@ -256,7 +256,7 @@ def open_machine(
         if 0 < memory < target.memory:
             raise UsageError(
                 f"guest '{target.name}' needs a memory of {format_size(target.memory)}",
-                hint=f"give it -m {format_size(target.memory).replace(' ', '')}, or leave -m away",
+                hint=f"give it -m {-(-target.memory >> 10)}K, or leave -m away",
             )
     config = MachineConfig(
         memory=memory,
