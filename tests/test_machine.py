@@ -458,7 +458,62 @@ def test_expect_says_when_the_machine_has_ended(backend_name: str) -> None:
         machine.serial.expect(b"login:", timeout=5)
 
 
+def test_expect_does_not_run_on_behind_the_end(backend_name: str) -> None:
+    # mov al, 'A'; out 0xe9, al; hlt; inc al; out 0xe9, al; hlt
+    code = bytes.fromhex("b041e6e9f4fec0e6e9f4")
+    with machine_with(code, backend_name) as machine:
+        assert isinstance(machine.run(), Halt)
+        printed = machine.output.data
+        with pytest.raises(GuestError, match="the machine has ended: halt"):
+            machine.serial.expect(b"login:", timeout=5)
+        assert machine.output.data == printed == b"A"
+        assert machine.serial.expect(b"A").group() == b"A"
+
+
+def test_each_end_of_a_run_is_counted(backend_name: str) -> None:
+    with machine_with(b"\xf4\xf4\xf4", backend_name) as machine:
+        for _ in range(3):
+            assert isinstance(machine.run(), Halt)
+        assert machine.counts() == {"halt": 3}
+
+
 # -- building
+
+
+@pytest.mark.unicorn
+def test_a_name_is_given_once_and_again_when_its_device_is_gone() -> None:
+    with Machine(backend="unicorn", memory=1 << 20) as machine:
+        lamp = machine.attach_port(0x200, 1, Recorder(), "lamp")
+        for attach, at in ((machine.attach_port, 0x300), (machine.attach_mmio, 0x200000)):
+            with pytest.raises(UsageError, match="has a device 'lamp' already"):
+                attach(at, 1, Recorder(), "lamp")
+        machine.detach(lamp)
+        assert "lamp" not in machine.devices
+        assert machine.ports.find(0x200) is None
+        other = machine.attach_mmio(0x200000, 4, Recorder(), "lamp")
+        machine.detach(other)
+        assert machine.mmio.find(0x200000) is None
+        with pytest.raises(UsageError, match="not on the MMIO bus"):
+            machine.detach(other)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message", "hint"),
+    [
+        ({"memory": "64M"}, "memory='64M' is a str; memory is an int", "64 << 20"),
+        ({"memory": True}, "memory=True is a bool", "64 << 20"),
+        ({"seed": "x"}, "seed='x' is a str; seed is an int or None", "whole number"),
+        ({"without": "uart"}, "without is a tuple of str", "without=('uart',)"),
+        ({"extra_devices": (1,)}, "extra_devices is a tuple of str", "extra_devices=("),
+        ({"watchdog_seconds": "5"}, "watchdog_seconds is a number or None", "seconds"),
+        ({"model": 3}, "model is a str", "MachineConfig"),
+    ],
+)
+def test_a_field_of_the_wrong_type_is_named(fields: dict[str, object], message: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        MachineConfig(**fields)  # type: ignore[arg-type]
+    assert message in caught.value.message
+    assert hint in (caught.value.hint or "")
 
 
 @pytest.mark.unicorn

@@ -17,71 +17,36 @@ import msgspec
 
 from . import layout, models
 from .backends import open_backend
-from .backends.base import Backend, Vcpu, VmOptions
+from .backends.base import Backend, VmOptions
 from .budget import Budget
 from .bus import Bus, Device, Mapping
 from .config import MachineConfig
+from .cpu_view import CpuView
 from .dispatch import Dispatcher, Observer
 from .errors import DeviceError, GuestError, ImageError, UsageError, VmmsimError
 from .exits import Access, BudgetSpent, Cancelled, Exit, GuestExit
 from .memory import PAGE_SIZE, GuestMemory
 from .signals import DeferredSignals
+from .stops import Until, budget_observer, until_observer
 from .streams import BufferSink, QueueSource, TeeSink
 
 if TYPE_CHECKING:
-    from .cpu.state import CpuState
     from .devices.base import CharSink, CharSource
     from .expect import SerialConsole
     from .guests import Guest
     from .loaders import LoadedImage
 
-__all__ = ["CpuView", "Machine", "Until"]
+__all__ = ["Machine"]
 
 _OUTPUT_KEPT = 16 << 20
-
-#: What ends a run early: exit classes, or a predicate over exits.
-Until = type[Exit] | tuple[type[Exit], ...] | Callable[[Exit], bool]
+#: Ends of a run that are no exit of their own: an access is counted as it is answered, and
+#: the others are made by the VMM.
+_NOT_COUNTED = (Access, BudgetSpent, Cancelled, GuestExit)
+#: Ends behind which a run goes on where it was, as serial.expect may.
+_GOES_ON = (Access, BudgetSpent, Cancelled)
 
 #: Guest-physical addresses have 52 bits (SDM vol. 3, 4.1.4); the MMIO bus covers them all.
 _MMIO_LIMIT = 1 << 52
-
-
-class CpuView:
-    """A vCPU's registers as attributes: `machine.cpu.rax`, `machine.cpu.cr0 = 1`.
-
-    Each access reads or writes the CPU; take `state()` once for many registers.
-    """
-
-    __slots__ = ("_vcpu",)
-
-    def __init__(self, vcpu: Vcpu) -> None:
-        object.__setattr__(self, "_vcpu", vcpu)
-
-    def state(self) -> CpuState:
-        """A copy of every register."""
-        return self._vcpu.state()
-
-    def load(self, state: CpuState) -> None:
-        """Replace every register."""
-        self._vcpu.set_state(state)
-
-    def __getattr__(self, name: str) -> Any:
-        registers = self._vcpu.registers()
-        if name in registers.__struct_fields__:
-            return getattr(registers, name)
-        return getattr(self._vcpu.state(), name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        registers = self._vcpu.registers()
-        if name in registers.__struct_fields__:
-            setattr(registers, name, value)
-            self._vcpu.set_registers(registers)
-            return
-        state = self._vcpu.state()
-        if name not in state.__struct_fields__:
-            raise UsageError(f"a vCPU has no register '{name}'", hint="see vmmsim.cpu.state.CpuState")
-        setattr(state, name, value)
-        self._vcpu.set_state(state)
 
 
 class Machine:
@@ -120,6 +85,8 @@ class Machine:
         self.accesses = Dispatcher(self.ports, self.mmio, self._observers)
         self.last_exit: Exit | None = None
         self.seconds = 0.0
+        #: The ends of runs that the guest's code or the CPU made, by kind.
+        self._ends: dict[str, int] = {}
         self._input = source if source is not None else QueueSource()
         self._random = random.Random(self.config.seed)
         self._on_output: Callable[[], None] | None = None
@@ -165,7 +132,12 @@ class Machine:
             attach(spec.start, spec.length, spec.make(self._wiring), name)
 
     def attach_port(self, port: int, length: int, device: Device, name: str = "") -> Mapping:
-        """Put a device on `length` I/O ports from `port` on. See `Bus.attach`."""
+        """Put a device on `length` I/O ports from `port` on. See `Bus.attach`.
+
+        `name` is its key in `devices`, without one that of its class: UsageError for a name
+        that is taken.
+        """
+        self._check_name(name or type(device).__name__)
         mapping = self.ports.attach(port, length, device, name)
         self.devices[mapping.name] = device
         return mapping
@@ -174,7 +146,9 @@ class Machine:
         """Put a device on `length` bytes of guest-physical memory from `gpa` on, in a hole.
 
         Raises UsageError where RAM or ROM is: the guest would reach that, not the device.
+        `name`: as for `attach_port`.
         """
+        self._check_name(name or type(device).__name__)
         for region in self.memory.regions:
             if gpa < region.end and region.gpa < gpa + length:
                 raise UsageError(
@@ -184,6 +158,22 @@ class Machine:
         mapping = self.mmio.attach(gpa, length, device, name)
         self.devices[mapping.name] = device
         return mapping
+
+    def detach(self, mapping: Mapping) -> None:
+        """Take what `attach_port` or `attach_mmio` gave off its bus and out of `devices`.
+
+        Its addresses are unclaimed again. Raises UsageError for what is on neither bus.
+        """
+        bus = self.ports if mapping in self.ports.mappings else self.mmio
+        bus.detach(mapping)
+        self.devices.pop(mapping.name, None)
+
+    def _check_name(self, name: str) -> None:
+        if name in self.devices:
+            raise UsageError(
+                f"the machine has a device '{name}' already",
+                hint="give this one a name= of its own, or detach the other first",
+            )
 
     def _check_vacant(self, gpa: int, size: int) -> None:
         """UsageError where a device is: the guest would reach new memory, and no longer that."""
@@ -270,9 +260,9 @@ class Machine:
         limits = {b.unit: b for b in budgets}
         observers: list[Observer] = []
         if until is not None:
-            observers.append(_until_observer(self, until))
+            observers.append(until_observer(self.request_stop, until))
         if "exits" in limits:
-            observers.append(_budget_observer(self, limits["exits"]))
+            observers.append(budget_observer(self.request_stop, limits["exits"]))
         self._observers += observers
         timer = None
         self._spent = self._stop = self.accesses.failed = None
@@ -310,7 +300,7 @@ class Machine:
                 self.vcpu.uncancel()
         if isinstance(exit, Cancelled) and self._spent is not None:
             exit = BudgetSpent(self._spent.unit, self._spent.amount)
-        self.last_exit = exit
+        self._note_end(exit)
         return exit
 
     def exits(self) -> Iterator[Exit]:
@@ -344,8 +334,13 @@ class Machine:
         finally:
             self._running = False
             self.seconds += time.perf_counter() - began
-        self.last_exit = exit
+        self._note_end(exit)
         return exit
+
+    def _note_end(self, exit: Exit) -> None:
+        self.last_exit = exit
+        if not isinstance(exit, _NOT_COUNTED):
+            self._ends[exit.kind] = self._ends.get(exit.kind, 0) + 1
 
     def answer(self, exit: Access) -> Exit | None:
         """Let the devices answer an exit of `step_exit`. Returns the exit that a device asked
@@ -433,6 +428,9 @@ class Machine:
     def _run_until(self, reached: Callable[[], bool], timeout: float | None) -> None:
         if reached():
             return
+        # A run behind a HLT would execute what lies there, which may be no code.
+        if self.last_exit is not None and not isinstance(self.last_exit, _GOES_ON):
+            raise GuestError(f"the machine has ended: {self.last_exit.describe()}")
         self._on_output = lambda: self.request_stop(Cancelled()) if reached() else None
         try:
             exit = self.run(budget=Budget("seconds", timeout) if timeout is not None else None)
@@ -444,12 +442,8 @@ class Machine:
     # -- the end
 
     def counts(self) -> dict[str, int]:
-        """Exits so far by kind, with the one that ended the last run."""
-        counts = self.accesses.counts()
-        last = self.last_exit
-        if last is not None and not isinstance(last, (Access, BudgetSpent, Cancelled, GuestExit)):
-            counts[last.kind] = counts.get(last.kind, 0) + 1
-        return counts
+        """Exits so far by kind, with those other than accesses that ended a run."""
+        return self.accesses.counts() | self._ends
 
     def close(self) -> None:
         """Free the host's resources, with the backend unless it was given. May be called twice."""
@@ -487,37 +481,3 @@ class _Notify:
     def put(self, data: bytes, /) -> None:
         if self._machine._on_output is not None:
             self._machine._on_output()
-
-
-def _until_observer(machine: Machine, until: Until) -> Observer:
-    def observe(cls: type[Access], address: int, size: int, value: int) -> None:
-        if isinstance(until, (type, tuple)):
-            hit = issubclass(cls, until)
-        else:
-            hit = until(_made(cls, address, size, value))
-        if hit:
-            machine.request_stop(_made(cls, address, size, value))
-
-    return observe
-
-
-def _made(cls: type[Access], address: int, size: int, value: int) -> Access:
-    if cls.is_write:
-        exit = cls(address, size, value)  # type: ignore[call-arg]
-        exit.reply()  # type: ignore[attr-defined]
-    else:
-        exit = cls(address, size)
-        exit.reply(value)  # type: ignore[attr-defined]
-    return exit
-
-
-def _budget_observer(machine: Machine, budget: Budget) -> Observer:
-    left = int(budget.amount)
-
-    def observe(cls: type[Access], address: int, size: int, value: int) -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            machine.request_stop(BudgetSpent(budget.unit, budget.amount))
-
-    return observe
