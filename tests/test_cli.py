@@ -348,6 +348,13 @@ def test_doctor_says_which_engine_of_unicorn_is_in_use() -> None:
     assert "VMMSIM_UNICORN" in text
 
 
+def test_doctor_refuses_an_engine_that_is_none_as_run_does() -> None:
+    for verb in (["doctor"], ["run", "lwn", "-b", "unicorn"]):
+        result = vmmsim(*verb, VMMSIM_UNICORN="bogus")
+        assert result.returncode == 125
+        assert b"VMMSIM_UNICORN is 'bogus'" in result.stderr
+
+
 def test_guests_lists_every_guest() -> None:
     text = vmmsim("guests").stdout.decode()
     listed = json.loads(vmmsim("guests", "--json").stdout)

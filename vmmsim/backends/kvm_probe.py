@@ -222,5 +222,5 @@ def report(backend: KvmBackend) -> list[tuple[str, str]]:
         ("kvm vCPUs", f"up to {backend.max_vcpus}"),
         ("kvm keeps", ", ".join(names)),
         ("kvm cannot", ", ".join(findings.refuses) or "nothing of what was probed"),
-        ("kvm can", ", ".join(works) or "nothing of what was probed"),
+        *([("kvm can", ", ".join(works))] if works else []),
     ]

@@ -54,7 +54,7 @@ def _open(name: str) -> dict[str, Any]:
     import msgspec
 
     from ..backends import backend_class
-    from ..errors import VmmsimError
+    from ..errors import UsageError, VmmsimError
 
     try:
         backend = backend_class(name)()
@@ -63,6 +63,8 @@ def _open(name: str) -> dict[str, Any]:
             "capabilities": msgspec.to_builtins(backend.capabilities),
             "findings": [{"what": what, "finding": finding} for what, finding in backend.doctor()],
         }
+    except UsageError:  # a wrong setting is the caller's to mend, as for the other commands
+        raise
     except VmmsimError as error:
         # It looked usable and is not: busy, or refused by the kernel when it was tried.
         return {"usable": False, "reason": error.message, "fix": error.hint}
@@ -73,7 +75,7 @@ def _open(name: str) -> dict[str, Any]:
 def command(as_json: bool) -> int:
     """Say which backends work here and why, what they can do, and what is missing.
 
-    Ends with 126 when no backend is usable.
+    Ends with 126 when no backend is usable, with 125 for a wrong setting.
     """
     report = examine()
     if as_json:
