@@ -48,6 +48,21 @@ def test_the_one_call_runs_them_all(backend_name: str) -> None:
     assert {result.outcome for result in results} <= {"passed", "not applicable"}
 
 
+def test_each_backend_of_the_suite_is_closed() -> None:
+    opened: list[Backend] = []
+    closed: list[Backend] = []
+
+    def factory() -> Backend:
+        backend = open_backend("unicorn")[0]
+        backend.close = lambda: closed.append(backend)  # type: ignore[method-assign]
+        opened.append(backend)
+        return backend
+
+    run_backend_conformance(factory, only=[check.name for check in CHECKS[:2]])
+    assert len(opened) == 2
+    assert closed == opened
+
+
 def test_check_names_are_unique() -> None:
     names = [check.name for check in CHECKS]
     assert len(names) == len(set(names))

@@ -40,7 +40,8 @@ CHECKS: tuple[Check, ...] = (
 def run_backend_conformance(
     factory: Callable[[], Backend], *, only: Collection[str] | None = None
 ) -> list[Result]:
-    """Run the checks (`only`: those of these names), each on a backend of its own.
+    """Run the checks (`only`: those of these names), each on a backend of its own,
+    which is closed after it.
 
     Returns a Result for each. Raises AssertionError naming every check that failed, with
     the number of the exit where it did, once all have run.
@@ -49,14 +50,17 @@ def run_backend_conformance(
     for check in CHECKS:
         if only is not None and check.name not in only:
             continue
+        backend = factory()
         try:
-            check.run(factory())
+            check.run(backend)
         except NotApplicable as reason:
             results.append(Result(check.name, "not applicable", str(reason)))
         except Exception as error:
             results.append(Result(check.name, "failed", f"{type(error).__name__}: {error}"))
         else:
             results.append(Result(check.name, "passed"))
+        finally:
+            backend.close()
     failed = [result for result in results if result.outcome == "failed"]
     if failed:
         raise AssertionError(
