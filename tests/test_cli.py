@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from cli_tools import EXIT_WITH, SPIN, vmmsim
@@ -346,6 +348,18 @@ def test_doctor_says_which_engine_of_unicorn_is_in_use() -> None:
 
     assert "portable" in text
     assert "VMMSIM_UNICORN" in text
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_doctor_says_what_kvm_can_where_it_can_something(
+    monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    from vmmsim.backends import kvm_probe
+
+    found = SimpleNamespace(xcr0=3, refuses=() if works else tuple(kvm_probe._PROBES))
+    monkeypatch.setattr(kvm_probe, "_findings", lambda backend: found)
+    backend: Any = SimpleNamespace(provenance="this CPU", gpa_bits=48, max_vcpus=1)
+    assert ("kvm can" in dict(kvm_probe.report(backend))) is works
 
 
 def test_doctor_refuses_an_engine_that_is_none_as_run_does() -> None:
