@@ -524,3 +524,25 @@ def test_a_buffer_with_a_limit_keeps_the_end_and_counts_the_rest() -> None:
     assert buffer.data.endswith(b"997998999")
     assert buffer.since(2994) == b"998999"
     assert buffer.since(0) == buffer.data
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="needs a signal of its own")
+def test_a_wait_ends_when_a_signal_handler_outlasts_its_slice() -> None:
+    """SimpleQueue.get(timeout) of CPython 3.11 would wait for ever here."""
+    source = QueueSource()
+
+    def slow(number: int, frame: object) -> None:
+        time.sleep(0.1)  # longer than a slice of the wait
+        source.interrupt()
+
+    before = signal.signal(signal.SIGUSR1, slow)
+    kick = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1))
+    rescue = threading.Timer(5, source.send, (b"late",))  # or a failure would hang
+    kick.start()
+    rescue.start()
+    try:
+        assert source.wait() is None
+    finally:
+        rescue.cancel()
+        kick.join()
+        signal.signal(signal.SIGUSR1, before)

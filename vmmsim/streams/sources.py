@@ -6,6 +6,7 @@ guest that waits for a key can be stopped from another thread or a signal handle
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
@@ -91,23 +92,33 @@ class QueueSource(Source):
 
     def __init__(self) -> None:
         super().__init__()
-        # SimpleQueue, since its put() may be called from a signal handler.
+        # SimpleQueue, since its put() may be called from a signal handler. Its get() with a
+        # timeout waits for ever if a signal comes and its handler ends after the deadline
+        # (CPython 3.11, Modules/_queuemodule.c); so what is waited for is a lock, held while
+        # nothing has been sent.
         self._queue: SimpleQueue[bytes | None] = SimpleQueue()
+        self._quiet = threading.Lock()
+        self._quiet.acquire()
 
     def send(self, data: bytes) -> None:
         """Add to the input. From any thread."""
-        self._queue.put(bytes(data))
+        self._put(bytes(data))
 
     def end(self) -> None:
         """Say that no more comes. From any thread."""
-        self._queue.put(None)
+        self._put(None)
+
+    def _put(self, data: bytes | None) -> None:
+        self._queue.put(data)
+        with contextlib.suppress(RuntimeError):  # it is not held: that was said already
+            self._quiet.release()
 
     def _fill(self, seconds: float) -> None:
         # A guest that polls comes here for each look; an exception each would be slow.
-        if not seconds and self._queue.empty():
+        if self._queue.empty() and not (seconds and self._quiet.acquire(timeout=seconds)):
             return
         try:
-            data = self._queue.get(timeout=seconds) if seconds else self._queue.get_nowait()
+            data = self._queue.get_nowait()
         except Empty:
             return
         if data is None:
