@@ -1,9 +1,9 @@
 """Machines made, run to HLT and destroyed: how many a second, and what stays behind.
 
-Growth is counted from the 1,000th machine (the allocator, which other benchmarks of the
-process have used, has its size then; in a process of their own 15,000 machines leave the
-resident memory where it was) to the last: file descriptors and threads must be as many as before; of resident memory 2 MiB
-more are allowed in all, for the allocator's own moods: 0.4 KiB a machine over 5,000.
+Growth is counted from the 1,000th machine to the last: the allocator, which the process's
+other benchmarks have used, has its size then. (In a process of its own, 15,000 machines leave
+resident memory where it was.) File descriptors and threads must be as many as before; of
+resident memory 2 MiB more are allowed in all, 0.4 KiB a machine over 5,000.
 """
 
 from __future__ import annotations
