@@ -98,6 +98,10 @@ class UnicornVcpu(Vcpu):
         self._halted = False
         #: An inline run, or the finishing of an instruction, is under way.
         self._running = False
+        #: What a handler asked for, or raised, while it answered an access of the run.
+        self._stop: Exit | None = None
+        self._error: BaseException | None = None
+        self._want_flush = False
         #: The exit of `run` whose instruction is not finished.
         self._pending: Access | None = None
         #: `_pending` came up while state was looked at: the caller has not seen it yet.
@@ -206,15 +210,19 @@ class UnicornVcpu(Vcpu):
 
     def _code_at(self, state: CpuState) -> bytes:
         """Up to 15 bytes at RIP, as far as they are memory."""
+        return self._code(state, state.linear_rip, 15)
+
+    def _code(self, state: CpuState, linear: int, size: int) -> bytes:
+        """`size` bytes of guest code by linear address, as far as they are memory."""
         code = b""
-        linear = state.linear_rip
-        while len(code) < 15:
-            at = linear + len(code)
-            gpa = linear_to_gpa(state, at, self.vm.read_physical)
-            count = min(15 - len(code), PAGE - at % PAGE)
+        while size:
+            count = min(size, PAGE - linear % PAGE)
+            gpa = linear_to_gpa(state, linear, self.vm.read_physical)
             if gpa is None or not self.vm.holds(gpa, count):
                 break
             code += self.vm.read_physical(gpa, count)
+            linear += count
+            size -= count
         return code
 
     def _error_exit(self, status: int) -> Exit:
@@ -356,6 +364,23 @@ class UnicornVcpu(Vcpu):
                 f"the Unicorn backend has no MSR {index:#x}", hint="see vmmsim.cpu.msrs for those that it has"
             )
 
+    @abstractmethod
+    def _stop_soon(self) -> None:
+        """In a handler: end the run behind the instruction whose access is being answered."""
+
+    def stop_here(self, exit: Exit) -> None:
+        if self._stop is None:
+            self._stop = exit
+        self._stop_soon()
+
+    def _asked_for(self) -> Exit | None:
+        """At the boundary: raise what a handler raised, or return the stop that it asked for."""
+        error, exit = self._error, self._stop
+        self._error = self._stop = None
+        if error is not None:
+            raise error
+        return exit
+
     def cancel(self) -> None:
         self._cancelled = True
         self._kick()
@@ -372,7 +397,16 @@ class UnicornVcpu(Vcpu):
 
     def host_wrote(self, gpa: int, size: int) -> None:
         """The host changed guest memory: translations may be stale."""
-        self._flush()
+        if self._running:  # by a device, which is answering an access
+            self._want_flush = True
+            self._stop_soon()
+        else:
+            self._flush()
+
+    def _flush_if_wanted(self) -> None:
+        if self._want_flush:
+            self._want_flush = False
+            self._flush()
 
     def _flush(self) -> None:
         """Forget all translations."""

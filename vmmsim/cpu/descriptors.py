@@ -28,6 +28,7 @@ __all__ = [
     "encode_descriptor",
     "encode_gate",
     "encode_system64",
+    "pack_descriptor",
     "with_dpl",
 ]
 
@@ -73,15 +74,20 @@ def encode_descriptor(segment: Segment) -> bytes:
             f"the segment limit {segment.limit:#x} cannot be written with G={segment.g}",
             hint="with G=0 a limit is below 2^20; with G=1 its low 12 bits are all ones",
         )
-    value = (
+    return pack_descriptor(segment.base, limit, segment.attr).to_bytes(8, "little")
+
+
+def pack_descriptor(base: int, limit: int, attr: int) -> int:
+    """The bits of a descriptor (SDM vol. 3, figure 3-8); `limit` has the 20 bits that are
+    stored, whatever G says. Nothing is checked."""
+    return (
         limit & 0xFFFF
-        | (segment.base & 0xFFFFFF) << 16
-        | (segment.attr & 0xFF) << 40
-        | (limit >> 16) << 48
-        | (segment.attr >> 12 & 15) << 52
-        | (segment.base >> 24) << 56
+        | (base & 0xFFFFFF) << 16
+        | (attr & 0xFF) << 40
+        | (limit >> 16 & 15) << 48
+        | (attr >> 12 & 15) << 52
+        | (base >> 24 & 0xFF) << 56
     )
-    return value.to_bytes(8, "little")
 
 
 def decode_descriptor(data: bytes, selector: int = 0) -> Segment:

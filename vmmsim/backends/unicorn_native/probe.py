@@ -17,6 +17,7 @@ from unicorn import x86_const as x86
 from unicorn.unicorn_py3.unicorn import Uc, UcError, uclib
 
 from ...cpu import msrs
+from ...cpu.descriptors import pack_descriptor
 from ...cpu.state import CpuState, Segment
 from ..unicorn_registers import RegisterAccess, check
 
@@ -127,7 +128,7 @@ _TSC_AUX = 0xC0000103
 
 
 def _plant(uc: Uc, access: RegisterAccess) -> None:
-    gdt = [0, *(descriptor(*entry) for entry in _DESCRIPTORS)]
+    gdt = [0, *(pack_descriptor(*entry) for entry in _DESCRIPTORS)]
     uc.mem_map(_PAGE, 0x1000)
     uc.mem_write(_GDT, struct.pack(f"<{len(gdt)}Q", *gdt))
     uc.mem_write(_CODE, _LOAD)
@@ -261,15 +262,3 @@ def prove(codec: ContextCodec) -> None:
     state.rax, state.rsp, state.rip = after.rax, after.rsp, after.rip
     if differences := state.diff(after):
         raise LookupError(f"a written state reads differently: {differences[:3]}")
-
-
-def descriptor(base: int, limit: int, attr: int) -> int:
-    """An 8-byte descriptor (SDM vol. 3, figure 3-8); `limit` as stored, 20 bits."""
-    return (
-        limit & 0xFFFF
-        | (base & 0xFFFFFF) << 16
-        | (attr & 0xFF) << 40
-        | (limit >> 16 & 15) << 48
-        | (attr >> 12 & 15) << 52
-        | (base >> 24 & 0xFF) << 56
-    )

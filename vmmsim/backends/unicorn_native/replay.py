@@ -19,7 +19,7 @@ from unicorn import x86_const
 from unicorn.unicorn_py3.unicorn import Uc, uclib
 
 from ...errors import NotSupported
-from ...exits import Access, Exit, MmioRead, MmioWrite, PortRead, PortWrite
+from ...exits import Access, MmioRead, MmioWrite, PortRead, PortWrite
 from ..unicorn_cut import MASK, STRING, AccessCutter
 from ..unicorn_vcpu import PAGE, check
 from .context import ContextCodec
@@ -77,9 +77,7 @@ class ReplayCutter(AccessCutter):
         self._restart = False
         #: Whether the access at which the engine was left is made.
         self._made = False
-        self._stop: Exit | None = None
-        self._error: BaseException | None = None
-        self._want_truth = self._want_flush = self._want_watch = False
+        self._want_truth = self._want_watch = False
         #: An instruction is being executed alone.
         self._alone = False
         self._truthful = False
@@ -285,7 +283,7 @@ class ReplayCutter(AccessCutter):
         """A device raised: the access counts as made, a read gives all ones."""
         if self._error is None:
             self._error = error
-        self._leave_made()
+        self._stop_soon()
         return MASK[size]
 
     def _access(self, cls: type[Access], address: int, size: int, value: int, index: int = -1) -> int:
@@ -396,9 +394,9 @@ class ReplayCutter(AccessCutter):
     def _leave(self) -> None:
         self._stop_engine()
 
-    def _leave_made(self) -> None:
-        """Leave in an access that is made. An instruction that is executed alone ends by
-        itself, and must: its store may have reached RAM."""
+    def _stop_soon(self) -> None:
+        """Leave in the access, which counts as made. An instruction that is executed alone ends
+        by itself, and must: its store may have reached RAM."""
         self._made = True
         if not self._alone:
             self._leave()

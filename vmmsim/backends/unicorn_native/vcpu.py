@@ -84,11 +84,6 @@ class NativeVcpu(ReplayCutter):
             if self._free_running:
                 self._stop_engine()
 
-    def stop_here(self, exit: Exit) -> None:
-        if self._stop is None:
-            self._stop = exit
-        self._leave_made()
-
     def run_inline(self, handler: AccessHandler, *, max_insns: int | None = None) -> Exit:
         self._use(handler)
         self._answer_unseen(handler)
@@ -220,11 +215,8 @@ class NativeVcpu(ReplayCutter):
                 self._finish()
         finally:
             self._running = was_running
-        if self._error is not None:
-            error, self._error, self._stop = self._error, None, None
-            raise error
-        if self._stop is not None:
-            exit, self._stop = self._stop, None
+        exit = self._asked_for()
+        if exit is not None:
             return exit
         if self._queue:
             return self._queue.popleft()
@@ -287,11 +279,6 @@ class NativeVcpu(ReplayCutter):
                 hidden[0] &= ~_INHIBIT
             words[Shared.INSN_LIMIT] = limit
 
-    def _flush_if_wanted(self) -> None:
-        if self._want_flush:
-            self._want_flush = False
-            self._flush()
-
     def _tell_truth(self) -> list[Any]:
         self._truthful = True
         kinds = (uc_const.UC_HOOK_MEM_READ, uc_const.UC_HOOK_MEM_WRITE)
@@ -321,13 +308,6 @@ class NativeVcpu(ReplayCutter):
     @property
     def insns(self) -> int | None:
         return self._words[Shared.INSNS] if self._counting else None
-
-    def host_wrote(self, gpa: int, size: int) -> None:
-        if self._running:  # by a device, which is answering an access
-            self._want_flush = True
-            self._leave_made()
-        else:
-            self._flush()
 
     def close(self) -> None:
         self._counted = self._words[Shared.INSNS]

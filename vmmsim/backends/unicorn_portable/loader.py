@@ -20,6 +20,7 @@ from unicorn import x86_const as x86
 from unicorn.unicorn_py3.unicorn import UcContext, UcError
 
 from ...cpu import msrs
+from ...cpu.descriptors import pack_descriptor
 from ...cpu.state import CpuState, Segment
 from ...errors import NotSupported
 from ..unicorn_registers import RegisterAccess, scratch_engine
@@ -224,11 +225,4 @@ def _encode(segment: _Hidden | None) -> int:
     base, limit, attr = segment
     if attr & 0x8000:
         limit >>= 12
-    return (
-        limit & 0xFFFF
-        | (base & 0xFFFFFF) << 16
-        | (attr & 0xFF) << 40
-        | (limit >> 16 & 15) << 48
-        | (attr >> 12 & 15) << 52
-        | (base >> 24 & 0xFF) << 56
-    )
+    return pack_descriptor(base, limit, attr)

@@ -30,7 +30,6 @@ from unicorn import unicorn_const as uc_const
 from unicorn import x86_const
 from unicorn.unicorn_py3.unicorn import Uc, uclib
 
-from ...cpu.paging import linear_to_gpa
 from ...cpu.state import CpuState
 from ...exits import (
     Access,
@@ -101,9 +100,6 @@ class PortableVcpu(AccessCutter):
         self._serial = 0
         self._skip = 0
         self._data = (0, 0, -1, 0)
-        self._stop: Exit | None = None
-        self._error: BaseException | None = None
-        self._want_flush = False
         #: A run in the engine's thread is under way: it waits in a callback.
         self._parked = False
         self._thread: threading.Thread | None = None
@@ -160,7 +156,6 @@ class PortableVcpu(AccessCutter):
         self._leave()
 
     def _stop_soon(self) -> None:
-        """In a callback: end the run before the next instruction."""
         if self._counting:
             self._limit = 0
         elif self._stopper is None:
@@ -172,13 +167,13 @@ class PortableVcpu(AccessCutter):
         pc = ctypes.c_uint64.from_address(block).value
         size = ctypes.c_uint16.from_address(block + 10).value  # struct uc_tb of unicorn.h
         if pc + size - 1 not in self._hlts:
-            state = self._control()
+            state = self.codec.read_state()
             if self._code(state, pc + size - 1, 1) == _HLT:
                 self._hook_hlts(state, pc, size)
 
     def _hook_first_block(self) -> None:
         """Unicorn tells of each new block but the first of a run."""
-        state = self._control()
+        state = self.codec.read_state()
         pc = state.linear_rip
         self._hook_hlts(state, pc, PAGE - pc % PAGE)
 
@@ -208,23 +203,6 @@ class PortableVcpu(AccessCutter):
 
     def _on_hlt(self) -> None:
         self._hlt = self.codec.read_rip()
-
-    def _control(self) -> CpuState:
-        state: CpuState = self.codec.read_state()
-        return state
-
-    def _code(self, state: CpuState, linear: int, size: int) -> bytes:
-        """Guest code by linear address, as far as it is memory."""
-        code = b""
-        while size:
-            count = min(size, PAGE - linear % PAGE)
-            gpa = linear_to_gpa(state, linear, self.vm.read_physical)
-            if gpa is None or not self.vm.holds(gpa, count):
-                break
-            code += self.vm.read_physical(gpa, count)
-            linear += count
-            size -= count
-        return code
 
     def _token(self) -> int:
         return self._serial
@@ -325,11 +303,6 @@ class PortableVcpu(AccessCutter):
         if self._counting:
             self._limit = 0
 
-    def stop_here(self, exit: Exit) -> None:
-        if self._stop is None:
-            self._stop = exit
-        self._stop_soon()
-
     def run_inline(self, handler: AccessHandler, *, max_insns: int | None = None) -> Exit:
         self._answer_unseen(handler)
         self._check_answered()
@@ -338,8 +311,8 @@ class PortableVcpu(AccessCutter):
             self._answer_unseen(handler)
             self._quiesce()
         self._answer_unseen(handler)
-        if self._stop is not None:  # asked for just now, before the engine has started
-            stop, self._stop = self._stop, None
+        stop = self._asked_for()  # just now, before the engine has started
+        if stop is not None:
             return stop
         self._use(handler)
         self._mode = _INLINE
@@ -387,9 +360,7 @@ class PortableVcpu(AccessCutter):
         self._limit = self._max_insns
         if self._cancelled:
             self._limit = 0
-        if self._want_flush:
-            self._want_flush = False
-            self._flush()
+        self._flush_if_wanted()
         self._hlt = -1
         count = _FOREVER
         if not self._counting:
@@ -432,11 +403,8 @@ class PortableVcpu(AccessCutter):
             return self._error_exit(status)
         if self._refused is not None:
             return self._refused_exit()
-        if self._error is not None:
-            error, self._error, self._stop = self._error, None, None
-            raise error
-        if self._stop is not None:
-            exit, self._stop = self._stop, None
+        exit = self._asked_for()
+        if exit is not None:
             return exit
         if self._stopped:
             return BudgetSpent("insns", self._budget) if self._begun >= self._max_insns else None
@@ -461,13 +429,6 @@ class PortableVcpu(AccessCutter):
     @property
     def insns(self) -> int | None:
         return self._begun if self._counting else None
-
-    def host_wrote(self, gpa: int, size: int) -> None:
-        if self._running:  # by a device, which is answering an access
-            self._want_flush = True
-            self._stop_soon()
-        else:
-            self._flush()
 
     def close(self) -> None:
         if self._thread is not None:
