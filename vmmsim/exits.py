@@ -31,6 +31,8 @@ __all__ = [
     "Halt",
     "MmioRead",
     "MmioWrite",
+    "MsrRead",
+    "MsrWrite",
     "PortRead",
     "PortWrite",
     "ReadAccess",
@@ -53,8 +55,11 @@ class Exit(msgspec.Struct):
         return self.kind
 
 
+_PLACES = {"mmio": "gpa"}
+
+
 class Access(Exit):
-    """An access to a port or to guest-physical memory that no RAM backs.
+    """An access to a port, to guest-physical memory that no RAM backs, or to an MSR.
 
     `size` is 1 to 8 bytes. `value` is little-endian: bit 0 of it is bit 0 of the byte at
     `address`.
@@ -73,9 +78,17 @@ class Access(Exit):
         return "?"
 
     def describe(self) -> str:
-        where = f"port {self.address:#06x}" if self.space == "port" else f"gpa {self.address:#x}"
+        digits = 6 if self.space == "port" else 0
+        where = f"{_PLACES.get(self.space, self.space)} {self.address:#0{digits}x}"
         verb = "write" if self.is_write else "read"
         return f"{verb} {self.size} at {where} = {self.value_text()}"
+
+
+def _answered(exit: Access) -> UsageError:
+    return UsageError(
+        f"the exit '{exit.describe()}' was answered already",
+        hint="an access has one answer",
+    )
 
 
 class ReadAccess(Access):
@@ -103,10 +116,7 @@ class ReadAccess(Access):
         Raises UsageError when the exit was answered already or the value is too wide.
         """
         if self._value is not None:
-            raise UsageError(
-                f"the exit '{self.describe()}' was answered already",
-                hint="an access has one answer",
-            )
+            raise _answered(self)
         if not isinstance(value, int) or value < 0 or value >> (8 * self.size):
             raise UsageError(
                 f"{value!r} does not answer a {self.size}-byte read",
@@ -132,10 +142,7 @@ class WriteAccess(Access):
     def reply(self) -> None:
         """Say that the caller has dealt with the write, so no device is shown it."""
         if self._done:
-            raise UsageError(
-                f"the exit '{self.describe()}' was answered already",
-                hint="an access has one answer",
-            )
+            raise _answered(self)
         self._done = True
 
     def value_text(self) -> str:
@@ -172,6 +179,61 @@ class MmioWrite(WriteAccess):
     kind: ClassVar[str] = "mmio_write"
     kvm: ClassVar[str] = "KVM_EXIT_MMIO"
     space: ClassVar[str] = "mmio"
+
+
+class MsrRead(ReadAccess):
+    """RDMSR of an MSR that the platform owns. `address` is its number, `size` is 8.
+
+    Answered with `reply(value)`, or with `fault()` for #GP(0) in the guest.
+    """
+
+    kind: ClassVar[str] = "msr_read"
+    kvm: ClassVar[str] = "KVM_EXIT_X86_RDMSR"
+    space: ClassVar[str] = "msr"
+    _faulted: bool = False
+
+    @property
+    def answered(self) -> bool:
+        return self._faulted or self._value is not None
+
+    @property
+    def faulted(self) -> bool:
+        """Whether the answer was `fault()`."""
+        return self._faulted
+
+    def reply(self, value: int) -> None:
+        if self._faulted:
+            raise _answered(self)
+        super().reply(value)
+
+    def fault(self) -> None:
+        """Answer with #GP(0). Raises UsageError when the exit was answered already."""
+        if self.answered:
+            raise _answered(self)
+        self._faulted = True
+
+
+class MsrWrite(WriteAccess):
+    """WRMSR of an MSR that the platform owns. `address` is its number, `size` is 8.
+
+    Not done yet, unlike other writes: it is answered with `reply()`, or with `fault()` for
+    #GP(0) in the guest, before the vCPU runs on.
+    """
+
+    kind: ClassVar[str] = "msr_write"
+    kvm: ClassVar[str] = "KVM_EXIT_X86_WRMSR"
+    space: ClassVar[str] = "msr"
+    _faulted: bool = False
+
+    @property
+    def faulted(self) -> bool:
+        """Whether the answer was `fault()`."""
+        return self._faulted
+
+    def fault(self) -> None:
+        """Answer with #GP(0). Raises UsageError when the exit was answered already."""
+        self.reply()
+        self._faulted = True
 
 
 class Halt(Exit):
@@ -301,6 +363,8 @@ EXITS: tuple[type[Exit], ...] = (
     PortWrite,
     MmioRead,
     MmioWrite,
+    MsrRead,
+    MsrWrite,
     Halt,
     Shutdown,
     FetchUnmapped,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from ..cpu.state import CpuState, Registers
+from ..errors import NotSupported
 from ..exits import Exit
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ __all__ = [
     "AccessHandler",
     "Availability",
     "Backend",
+    "Board",
     "Capabilities",
     "Vcpu",
     "Vm",
@@ -36,14 +38,41 @@ __all__ = [
 class AccessHandler(Protocol):
     """Who answers accesses during `Vcpu.run_inline`: in practice the machine's dispatcher.
 
-    Four plain callables, called once for each access in the order the guest made them.
-    `size` is 1-8 bytes; a read answers 0 <= value < 2**(8*size).
+    Plain callables, called once for each access in the order the guest made them.
+    `size` is 1-8 bytes; a read answers 0 <= value < 2**(8*size). The last two are for the
+    MSRs of `VmOptions.msrs` only: None, or False, is #GP(0) in the guest.
     """
 
     def port_read(self, port: int, size: int, /) -> int: ...
     def port_write(self, port: int, size: int, value: int, /) -> None: ...
     def mmio_read(self, gpa: int, size: int, /) -> int: ...
     def mmio_write(self, gpa: int, size: int, value: int, /) -> None: ...
+    def msr_read(self, index: int, /) -> int | None: ...
+    def msr_write(self, index: int, value: int, /) -> bool: ...
+
+
+class Board(Protocol):
+    """What the pins of one vCPU are connected to: its interrupt controller and its clock.
+
+    Called in the thread that runs the vCPU, between two instructions. A vCPU without a
+    board (`Vcpu.connect`) is never interrupted.
+    """
+
+    def service(self) -> None:
+        """Run what is due: timers, input. Called after `Vcpu.attention`, before `pending`."""
+
+    def pending(self) -> bool:
+        """Whether INTR is high: `acknowledge` would give a vector."""
+
+    def acknowledge(self) -> int:
+        """The INTA cycle (8259A data sheet, "Interrupt Sequence"; SDM vol. 3, 10.8): the vector,
+        0-255. Called once for each interrupt that is delivered, just before it is."""
+
+    def cr8_written(self, value: int, /) -> None:
+        """The guest has set CR8, the task priority (SDM vol. 3, 10.8.6.1), 0-15."""
+
+    def tsc(self) -> int:
+        """The time-stamp counter, 64 bits, where the backend asks for it (Unicorn; KVM has its own)."""
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,10 +144,18 @@ class VmOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How a VM is made. `watchdog_seconds`: a run that shows no sign of life for so long
     (no exit, no register moved) ends as Refused, if the instruction at RIP is one that
     hangs this backend; a guest that spins runs on. None turns the watchdog off.
-    `count_insns`: keep `Vcpu.insns` from the start (slower on Unicorn)."""
+    `count_insns`: keep `Vcpu.insns` from the start (slower on Unicorn). `vcpus`: how many will
+    be created. `msrs`: (first, count) ranges of MSRs that the platform owns: RDMSR and WRMSR of
+    these are given to the handler. `apic`: CPUID shows a local APIC; a vCPU's APIC id is its
+    number. `exact_interrupts`: an interrupt is taken at the first instruction boundary where it
+    can be, as clocks that count need it; without, at one soon after."""
 
     watchdog_seconds: float | None = 5.0
     count_insns: bool = False
+    vcpus: int = 1
+    msrs: tuple[tuple[int, int], ...] = ()
+    apic: bool = False
+    exact_interrupts: bool = True
 
 
 class Vcpu(ABC):
@@ -159,6 +196,37 @@ class Vcpu(ABC):
     @abstractmethod
     def uncancel(self) -> None:
         """Forget a cancel that no run has taken note of yet."""
+
+    def connect(self, board: Board) -> None:
+        """From now on look at `board`'s interrupt line. At the first boundary where the guest can
+        take one (IF set, no shadow of STI or MOV SS) a pending interrupt is acknowledged and
+        delivered; runs do not end for it. HLT ends a run all the same: whether the vCPU waits, and
+        until when, is up to the caller."""
+        raise NotSupported("this backend takes no interrupts yet")
+
+    def attention(self) -> None:
+        """Look at the board. From any thread: soon, between two instructions. From a handler
+        that is answering an access of this vCPU: right behind that instruction."""
+        raise NotSupported("this backend takes no interrupts yet")
+
+    def nmi(self) -> None:
+        """Make an NMI pending (SDM vol. 3, 6.7). From any thread; as soon as `attention`."""
+        raise NotSupported("this backend takes no interrupts yet")
+
+    def set_cr8(self, value: int) -> None:
+        """The interrupt controller's task priority has changed, not by MOV to CR8. Allowed in a
+        handler."""
+        raise NotSupported("this backend takes no interrupts yet")
+
+    def set_alarm(self, insns: int | None) -> None:
+        """`attention` once `Vcpu.insns` has reached this, exactly there; None: no more. From a
+        handler too. NotSupported where `insn_budget` is no."""
+        raise NotSupported("this backend does not count instructions")
+
+    @property
+    def interruptible(self) -> bool:
+        """Whether RFLAGS.IF is set: a halted vCPU can be woken by an interrupt."""
+        raise NotSupported("this backend takes no interrupts yet")
 
     @abstractmethod
     def registers(self) -> Registers:

@@ -12,11 +12,12 @@ import errno
 import os
 import platform
 import sys
-from ctypes import Structure, addressof, c_char
+from ctypes import CDLL, Structure, addressof, c_char, c_int, c_uint64, c_ulong, get_errno
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..cpu import cpuid
 from ..errors import BackendUnavailable, HostError, NotSupported, UsageError
 from ..memory import Region
 from . import kvm_abi as abi
@@ -40,6 +41,12 @@ _NEEDED = {
     abi.CAP_SYNC_REGS: "KVM_CAP_SYNC_REGS",
     abi.CAP_IMMEDIATE_EXIT: "KVM_CAP_IMMEDIATE_EXIT",
 }
+
+#: Intel CPUs that cannot run real mode as a guest (no "unrestricted guest") run it in virtual-8086
+#: mode, and KVM needs four pages of guest-physical addresses for that: a page table here, and
+#: a TSS behind it. As in QEMU they are below the 16 MiB at the top of 4 GiB where ROMs are.
+RESERVED = range(0xFEFF_C000, 0xFF00_0000)
+_UNRESTRICTED = Path("/sys/module/kvm_intel/parameters/unrestricted_guest")
 
 #: Devices that have made a VM for this process: that the CPU is not another hypervisor's
 #: is seen by trying, and destroying a VM costs milliseconds.
@@ -66,6 +73,14 @@ def provenance() -> str:
         if Path("/sys/module", module).is_dir() and flag in flags.replace("\n", " "):
             return f"kvm/{name}"
     return "kvm/unknown"
+
+
+def needs_reserved() -> bool:
+    """Whether KVM needs the addresses of `RESERVED` on this host."""
+    try:
+        return _UNRESTRICTED.read_text(encoding="ascii").strip() in ("N", "0")
+    except OSError:
+        return False
 
 
 def _no(reason: str, fix: str) -> Availability:
@@ -204,12 +219,26 @@ class KvmBackend(Backend):
         return self.check_extension(abi.CAP_MAX_VCPUS) or self.check_extension(abi.CAP_NR_VCPUS) or 4
 
     @property
+    def late_windows(self) -> bool:
+        """Whether KVM_EXIT_IRQ_WINDOW_OPEN may come behind the boundary where the window opens. VMX
+        and SVM leave the guest right there; of what is neither, nothing is promised."""
+        return self._provenance not in ("kvm/vmx", "kvm/svm")
+
+    @property
+    def gives_msrs(self) -> bool:
+        """Whether MSRs can be the VMM's."""
+        return all(map(self.check_extension, (abi.CAP_X86_USER_SPACE_MSR, abi.CAP_X86_MSR_FILTER)))
+
+    @property
     def provenance(self) -> str:
         return self._provenance
 
     def create_vm(self, options: VmOptions | None = None) -> KvmVm:
-        """KVM_CREATE_VM. Raises HostError when the host makes no more."""
+        """KVM_CREATE_VM. Raises HostError when the host makes no more, NotSupported for MSRs
+        where KVM leaves none to the VMM."""
         self._check_open()
+        options = options or VmOptions()
+        self._check(options)
         try:
             fd = _make_vm(self._fd)
         except OSError as error:
@@ -217,7 +246,23 @@ class KvmBackend(Backend):
                 f"KVM_CREATE_VM failed: {os.strerror(error.errno or 0)}",
                 hint="close machines that are no longer needed",
             ) from error
-        return KvmVm(self, fd, options or VmOptions())
+        return KvmVm(self, fd, options)
+
+    def _check(self, options: VmOptions) -> None:
+        if not 1 <= options.vcpus <= self.max_vcpus:
+            raise UsageError(
+                f"a machine has 1 to {self.max_vcpus} vCPUs here, not {options.vcpus}",
+                hint="see capabilities.max_vcpus",
+            )
+        if not options.msrs:
+            return
+        from . import kvm_msrs
+
+        kvm_msrs.check(options.msrs)
+        if not self.gives_msrs:
+            raise NotSupported(
+                "this kernel's KVM gives no MSRs to a VMM", hint="use Linux 5.10 or newer, or backend unicorn"
+            )
 
     def doctor(self) -> list[tuple[str, str]]:
         from . import kvm_probe
@@ -249,6 +294,8 @@ class KvmVm(Vm):
         self._max_slots = backend.check_extension(abi.CAP_NR_MEMSLOTS) or 32
         self._readonly = bool(backend.check_extension(abi.CAP_READONLY_MEM))
         self._avx_at = backend.avx_at
+        self._late_windows = backend.late_windows
+        self._reserved = RESERVED if needs_reserved() else range(0)
         quirk = abi.X86_QUIRK_FIX_HYPERCALL_INSN
         #: KVM rewrites VMCALL in guest memory to the host CPU's form unless told otherwise.
         self.hypercalls_patched = not (
@@ -259,6 +306,28 @@ class KvmVm(Vm):
             backend.check_extension(abi.CAP_X86_TRIPLE_FAULT_EVENT)
             and self._enable(abi.CAP_X86_TRIPLE_FAULT_EVENT, 1)
         )
+        if self._options.msrs:
+            from . import kvm_msrs
+
+            self._enable(abi.CAP_X86_USER_SPACE_MSR, kvm_msrs.exit_reasons(self._options.msrs))
+            native, _bitmap = kvm_msrs.msr_filter(self._options.msrs)
+            self._ioctl(abi.X86_SET_MSR_FILTER, native, "KVM_X86_SET_MSR_FILTER")
+        if self._reserved:
+            self._reserve(self._reserved.start)
+
+    def _reserve(self, at: int) -> None:
+        """KVM_SET_IDENTITY_MAP_ADDR for the page at `at`, KVM_SET_TSS_ADDR for the three behind it.
+        Before the first vCPU."""
+        self._ioctl(
+            abi.SET_IDENTITY_MAP_ADDR,
+            c_uint64(at),  # type: ignore[arg-type]
+            "KVM_SET_IDENTITY_MAP_ADDR",
+        )
+        # fcntl.ioctl takes a number of 31 bits, and this one is an address of 32.
+        ioctl = CDLL(None, use_errno=True).ioctl
+        ioctl.argtypes = (c_int, c_ulong, c_ulong)
+        if ioctl(self._fd, abi.SET_TSS_ADDR, at + 0x1000) < 0:
+            raise HostError(f"KVM_SET_TSS_ADDR failed: {os.strerror(get_errno())}")
 
     def _enable(self, capability: int, argument: int) -> bool:
         """KVM_ENABLE_CAP."""
@@ -280,6 +349,12 @@ class KvmVm(Vm):
             raise NotSupported(
                 f"{region!r}: this host's KVM has {self._gpa_bits} bits of physical address",
                 hint=f"put it below {1 << self._gpa_bits:#x}",
+            )
+        if self._reserved and region.gpa < self._reserved.stop and region.end > self._reserved.start:
+            raise NotSupported(
+                f"{region!r}: KVM itself uses {self._reserved.start:#x} to {self._reserved.stop - 1:#x} on "
+                "this CPU",
+                hint="leave these addresses free, as a PC does",
             )
         if region.readonly and not self._readonly:
             raise NotSupported("this kernel's KVM has no read-only memory", hint="use backend unicorn")
@@ -340,16 +415,23 @@ class KvmVm(Vm):
         from .kvm_fd import VcpuFd
         from .kvm_vcpu import KvmVcpu
 
-        fd = self._ioctl(abi.CREATE_VCPU, len(self._vcpus), "KVM_CREATE_VCPU")
+        number = len(self._vcpus)
+        options = self._options
+        fd = self._ioctl(abi.CREATE_VCPU, number, "KVM_CREATE_VCPU")
         try:
             cpu = VcpuFd(
-                fd, self._mmap_size, avx_at=self._avx_at, triple_fault_event=self._triple_fault_event
+                fd,
+                self._mmap_size,
+                cpuid=cpuid.table(options.apic, number, max(options.vcpus, number + 1)),
+                apic=options.apic,
+                avx_at=self._avx_at,
+                triple_fault_event=self._triple_fault_event,
             )
         except BaseException:
             os.close(fd)
             raise
         try:
-            vcpu = KvmVcpu(self, cpu, self._options.watchdog_seconds)
+            vcpu = KvmVcpu(self, cpu, options, late_windows=self._late_windows)
         except BaseException:
             cpu.close()
             raise

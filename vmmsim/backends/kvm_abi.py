@@ -7,7 +7,7 @@ C program against the headers and compares every number, size and offset.
 
 from __future__ import annotations
 
-from ctypes import Structure, Union, c_char, c_uint8, c_uint16, c_uint32, c_uint64
+from ctypes import Structure, Union, c_char, c_uint8, c_uint16, c_uint32, c_uint64, c_void_p
 from functools import cache
 from typing import Any
 
@@ -24,15 +24,20 @@ GET_VCPU_MMAP_SIZE = 0xAE04
 GET_SUPPORTED_CPUID = 0xC008AE05
 CREATE_VCPU = 0xAE41
 SET_USER_MEMORY_REGION = 0x4020AE46
+SET_TSS_ADDR = 0xAE47
+SET_IDENTITY_MAP_ADDR = 0x4008AE48
 RUN = 0xAE80
 GET_REGS = 0x8090AE81
 SET_REGS = 0x4090AE82
 GET_SREGS = 0x8138AE83
 SET_SREGS = 0x4138AE84
 TRANSLATE = 0xC018AE85
+INTERRUPT = 0x4004AE86
 GET_MSRS = 0xC008AE88
 SET_MSRS = 0x4008AE89
 SET_CPUID2 = 0x4008AE90
+NMI = 0xAE9A
+SET_GUEST_DEBUG = 0x4048AE9B
 GET_VCPU_EVENTS = 0x8040AE9F
 SET_VCPU_EVENTS = 0x4040AEA0
 GET_DEBUGREGS = 0x8080AEA1
@@ -42,25 +47,33 @@ GET_XSAVE = 0x9000AEA4
 SET_XSAVE = 0x5000AEA5
 GET_XCRS = 0x8188AEA6
 SET_XCRS = 0x4188AEA7
+X86_SET_MSR_FILTER = 0x4188AEC6
 
 IOCTLS = (
     "GET_API_VERSION", "CREATE_VM", "CHECK_EXTENSION", "GET_VCPU_MMAP_SIZE", "GET_SUPPORTED_CPUID",
-    "CREATE_VCPU", "SET_USER_MEMORY_REGION", "RUN", "GET_REGS", "SET_REGS", "GET_SREGS", "SET_SREGS",
-    "TRANSLATE", "GET_MSRS", "SET_MSRS", "SET_CPUID2", "GET_VCPU_EVENTS", "SET_VCPU_EVENTS",
-    "GET_DEBUGREGS", "SET_DEBUGREGS", "ENABLE_CAP", "GET_XSAVE", "SET_XSAVE", "GET_XCRS", "SET_XCRS",
+    "CREATE_VCPU", "SET_USER_MEMORY_REGION", "SET_TSS_ADDR", "SET_IDENTITY_MAP_ADDR", "RUN",
+    "GET_REGS", "SET_REGS", "GET_SREGS", "SET_SREGS", "TRANSLATE", "INTERRUPT", "GET_MSRS", "SET_MSRS",
+    "SET_CPUID2", "NMI", "SET_GUEST_DEBUG", "GET_VCPU_EVENTS", "SET_VCPU_EVENTS",
+    "GET_DEBUGREGS", "SET_DEBUGREGS",
+    "ENABLE_CAP", "GET_XSAVE", "SET_XSAVE", "GET_XCRS", "SET_XCRS", "X86_SET_MSR_FILTER",
 )  # fmt: skip
 
 # -- capabilities
 
 CAP_USER_MEMORY = 3
+CAP_SET_TSS_ADDR = 4
 CAP_NR_VCPUS = 9
 CAP_NR_MEMSLOTS = 10
+CAP_USER_NMI = 22
+CAP_SET_IDENTITY_MAP_ADDR = 37
 CAP_XSAVE = 55
 CAP_XCRS = 56
 CAP_MAX_VCPUS = 66
 CAP_SYNC_REGS = 74
 CAP_READONLY_MEM = 81
 CAP_IMMEDIATE_EXIT = 136
+CAP_X86_USER_SPACE_MSR = 188
+CAP_X86_MSR_FILTER = 189
 CAP_DISABLE_QUIRKS2 = 213
 CAP_X86_TRIPLE_FAULT_EVENT = 218
 
@@ -70,12 +83,17 @@ X86_QUIRK_FIX_HYPERCALL_INSN = 1 << 5
 
 EXIT_UNKNOWN = 0
 EXIT_IO = 2
+EXIT_DEBUG = 4
 EXIT_HLT = 5
 EXIT_MMIO = 6
+EXIT_IRQ_WINDOW_OPEN = 7
 EXIT_SHUTDOWN = 8
 EXIT_FAIL_ENTRY = 9
 EXIT_INTR = 10
+EXIT_SET_TPR = 11
 EXIT_INTERNAL_ERROR = 17
+EXIT_X86_RDMSR = 29
+EXIT_X86_WRMSR = 30
 
 EXIT_IO_IN = 0
 EXIT_IO_OUT = 1
@@ -83,7 +101,18 @@ INTERNAL_ERROR_EMULATION = 1
 INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES = 1
 
 MEM_READONLY = 1 << 1
+MSR_EXIT_REASON_INVAL = 1 << 0
+MSR_EXIT_REASON_UNKNOWN = 1 << 1
+MSR_EXIT_REASON_FILTER = 1 << 2
+MSR_FILTER_READ = 1 << 0
+MSR_FILTER_WRITE = 1 << 1
+MSR_FILTER_MAX_RANGES = 16
+MSR_FILTER_MAX_BITMAP_SIZE = 0x600
+CPUID_FLAG_SIGNIFCANT_INDEX = 1 << 0
 SYNC_X86_REGS = 1 << 0
+GUESTDBG_ENABLE = 1
+GUESTDBG_SINGLESTEP = 2
+GUESTDBG_USE_HW_BP = 0x20000
 VCPUEVENT_VALID_NMI_PENDING = 1
 VCPUEVENT_VALID_SHADOW = 4
 VCPUEVENT_VALID_TRIPLE_FAULT = 0x20
@@ -91,13 +120,19 @@ X86_SHADOW_INT_MOV_SS = 1
 X86_SHADOW_INT_STI = 2
 
 CONSTANTS = (
-    "API_VERSION", "CAP_USER_MEMORY", "CAP_NR_VCPUS", "CAP_NR_MEMSLOTS",
+    "API_VERSION", "CAP_USER_MEMORY", "CAP_SET_TSS_ADDR", "CAP_NR_VCPUS", "CAP_NR_MEMSLOTS",
+    "CAP_USER_NMI", "CAP_SET_IDENTITY_MAP_ADDR",
     "CAP_XSAVE", "CAP_XCRS", "CAP_MAX_VCPUS", "CAP_SYNC_REGS", "CAP_READONLY_MEM",
-    "CAP_IMMEDIATE_EXIT", "CAP_DISABLE_QUIRKS2", "CAP_X86_TRIPLE_FAULT_EVENT",
-    "X86_QUIRK_FIX_HYPERCALL_INSN", "EXIT_UNKNOWN",
-    "EXIT_IO", "EXIT_HLT", "EXIT_MMIO", "EXIT_SHUTDOWN", "EXIT_FAIL_ENTRY", "EXIT_INTR",
+    "CAP_IMMEDIATE_EXIT", "CAP_X86_USER_SPACE_MSR", "CAP_X86_MSR_FILTER", "CAP_DISABLE_QUIRKS2",
+    "CAP_X86_TRIPLE_FAULT_EVENT", "X86_QUIRK_FIX_HYPERCALL_INSN", "EXIT_UNKNOWN",
+    "EXIT_IO", "EXIT_DEBUG", "EXIT_HLT", "EXIT_MMIO", "EXIT_IRQ_WINDOW_OPEN", "EXIT_SHUTDOWN",
+    "EXIT_FAIL_ENTRY", "EXIT_INTR", "EXIT_SET_TPR", "EXIT_X86_RDMSR", "EXIT_X86_WRMSR",
     "EXIT_INTERNAL_ERROR", "EXIT_IO_IN", "EXIT_IO_OUT", "INTERNAL_ERROR_EMULATION",
     "INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES", "MEM_READONLY", "SYNC_X86_REGS",
+    "GUESTDBG_ENABLE", "GUESTDBG_SINGLESTEP", "GUESTDBG_USE_HW_BP",
+    "MSR_EXIT_REASON_INVAL", "MSR_EXIT_REASON_UNKNOWN", "MSR_EXIT_REASON_FILTER", "MSR_FILTER_READ",
+    "MSR_FILTER_WRITE", "MSR_FILTER_MAX_RANGES", "MSR_FILTER_MAX_BITMAP_SIZE",
+    "CPUID_FLAG_SIGNIFCANT_INDEX",
     "VCPUEVENT_VALID_NMI_PENDING", "VCPUEVENT_VALID_SHADOW", "VCPUEVENT_VALID_TRIPLE_FAULT",
     "X86_SHADOW_INT_MOV_SS",
     "X86_SHADOW_INT_STI",
@@ -208,6 +243,10 @@ class VcpuEvents(Structure):
     )
 
 
+class GuestDebug(Structure):
+    _fields_ = (("control", c_uint32), ("pad", c_uint32), ("arch", c_uint64 * 8))
+
+
 class Debugregs(Structure):
     _fields_ = (
         ("db", c_uint64 * 4),
@@ -226,6 +265,21 @@ class Msrs(Structure):
     """The head of the variable-length struct; `msrs(n)` makes one with `n` entries."""
 
     _fields_ = (("nmsrs", c_uint32), ("pad", c_uint32))
+
+
+class MsrFilterRange(Structure):
+    """`bitmap` points to a bit for each MSR: 1 leaves it to KVM, 0 is an exit."""
+
+    _fields_ = (
+        ("flags", c_uint32),
+        ("nmsrs", c_uint32),
+        ("base", c_uint32),
+        ("bitmap", c_void_p),
+    )
+
+
+class MsrFilter(Structure):
+    _fields_ = (("flags", c_uint32), ("ranges", MsrFilterRange * MSR_FILTER_MAX_RANGES))
 
 
 class CpuidEntry2(Structure):
@@ -300,12 +354,23 @@ class _EmulationFailure(Structure):
     )
 
 
+class _Msr(Structure):
+    _fields_ = (
+        ("error", c_uint8),
+        ("pad", c_uint8 * 7),
+        ("reason", c_uint32),
+        ("index", c_uint32),
+        ("data", c_uint64),
+    )
+
+
 class _RunUnion(Union):
     _fields_ = (
         ("io", _Io),
         ("mmio", _Mmio),
         ("fail_entry", _FailEntry),
         ("emulation_failure", _EmulationFailure),
+        ("msr", _Msr),
         ("padding", c_char * 256),
     )
 
@@ -356,14 +421,18 @@ STRUCTS: dict[str, tuple[type[Structure], tuple[str, ...]]] = {
         VcpuEvents,
         (
             "exception.injected", "exception.nr", "exception.has_error_code", "exception.pending",
-            "exception.error_code", "interrupt.injected", "interrupt.shadow", "nmi.injected",
+            "exception.error_code", "interrupt.injected", "interrupt.nr", "interrupt.soft",
+            "interrupt.shadow", "nmi.injected",
             "nmi.pending", "nmi.masked", "sipi_vector", "flags", "smi", "triple_fault",
             "exception_has_payload", "exception_payload",
         ),
     ),
+    "kvm_guest_debug": (GuestDebug, ("control", "arch")),
     "kvm_debugregs": (Debugregs, ("db", "dr6", "dr7", "flags")),
     "kvm_msr_entry": (MsrEntry, ("index", "reserved", "data")),
     "kvm_msrs": (Msrs, ("nmsrs",)),
+    "kvm_msr_filter_range": (MsrFilterRange, ("flags", "nmsrs", "base", "bitmap")),
+    "kvm_msr_filter": (MsrFilter, ("flags", "ranges")),
     "kvm_cpuid_entry2": (CpuidEntry2, tuple(f[0] for f in CpuidEntry2._fields_)),
     "kvm_cpuid2": (Cpuid2, ("nent",)),
     "kvm_enable_cap": (EnableCap, ("cap", "flags", "args")),
@@ -374,12 +443,14 @@ STRUCTS: dict[str, tuple[type[Structure], tuple[str, ...]]] = {
     "kvm_run": (
         Run,
         (
-            "request_interrupt_window", "immediate_exit", "exit_reason", "if_flag", "cr8", "apic_base",
+            "request_interrupt_window", "immediate_exit", "exit_reason",
+            "ready_for_interrupt_injection", "if_flag", "cr8", "apic_base",
             "io.direction", "io.size", "io.port", "io.count", "io.data_offset",
             "mmio.phys_addr", "mmio.data", "mmio.len", "mmio.is_write",
             "fail_entry.hardware_entry_failure_reason",
             "emulation_failure.suberror", "emulation_failure.ndata", "emulation_failure.flags",
             "emulation_failure.insn_size", "emulation_failure.insn_bytes",
+            "msr.error", "msr.reason", "msr.index", "msr.data",
             "kvm_valid_regs", "kvm_dirty_regs", "s.regs.regs", "s.regs.sregs", "s.regs.events",
         ),
     ),

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .kvm import KvmVm
     from .kvm_fd import VcpuFd
 
-__all__ = ["decode", "livelocked"]
+__all__ = ["code_at", "decode", "livelocked"]
 
 _INSN_MAX = 15
 _PAGE = 4096
@@ -36,7 +36,7 @@ def decode(reason: int, cpu: VcpuFd, vm: KvmVm) -> Exit:
 def livelocked(cpu: VcpuFd, vm: KvmVm) -> Refused | None:
     """Refused, when the instruction at RIP is one that KVM is known never to end."""
     state = cpu.place()
-    code = _code(state.linear_rip, cpu, vm)
+    code = code_at(state.linear_rip, cpu, vm)
     reason = kvm_kick.livelock(
         code,
         real_mode=state.mode == "real",
@@ -57,21 +57,21 @@ def _internal_error(cpu: VcpuFd, vm: KvmVm) -> Exit:
     code = b""
     if failure.ndata >= 3 and failure.flags & abi.INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES:
         code = bytes(failure.insn_bytes[: failure.insn_size])
-    code = code or _code(linear, cpu, vm)
+    code = code or code_at(linear, cpu, vm)
     text = _instruction(code, state)
-    if not text and not _code(linear + len(code), cpu, vm):
+    if not text and not code_at(linear + len(code), cpu, vm):
         return FetchUnmapped(linear + len(code))
     text = f"'{text}'" if text else "the bytes at RIP"
     return Refused(f"this host's KVM cannot emulate {text} in mode {state.mode} at CPL {state.cpl}", code)
 
 
-def _code(linear: int, cpu: VcpuFd, vm: KvmVm) -> bytes:
-    """Up to 15 bytes of guest memory from `linear` on, as far as there is any."""
+def code_at(linear: int, cpu: VcpuFd, vm: KvmVm, size: int = _INSN_MAX) -> bytes:
+    """Up to `size` bytes of guest memory from `linear` on, as far as there is any."""
     code = b""
-    while len(code) < _INSN_MAX:
+    while len(code) < size:
         at = linear + len(code)
         gpa = cpu.translate(at)
-        piece = b"" if gpa is None else vm.read_ram(gpa, min(_INSN_MAX - len(code), _PAGE - at % _PAGE))
+        piece = b"" if gpa is None else vm.read_ram(gpa, min(size - len(code), _PAGE - at % _PAGE))
         if not piece:
             break
         code += piece

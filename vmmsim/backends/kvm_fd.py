@@ -11,9 +11,9 @@ import mmap
 import os
 from typing import Any
 
-from ..cpu.cpuid import TABLE
+from ..cpu.cpuid import TOPOLOGY, Table
 from ..cpu.msrs import STATE_MSRS
-from ..cpu.state import CpuState, Registers
+from ..cpu.state import CpuState, Events, Registers
 from ..errors import HostError, NotSupported, UsageError
 from . import kvm_abi as abi
 from . import kvm_state
@@ -25,6 +25,8 @@ _CR8 = abi.Run.cr8.offset // 8
 _REGS_AT = abi.Run.s.offset
 _REGS_END = _REGS_AT + kvm_state.REGS.size
 _VM_FLAG = 1 << 17
+#: IA32_APIC_BASE bit 11: the APIC is on (SDM vol. 3, 10.4.4).
+_APIC_ON = 1 << 11
 _ELSEWHERE = "use backend unicorn, or a host with VMX or SVM"
 
 
@@ -36,7 +38,9 @@ class VcpuFd:
     whoever sets them stores them there too, so the page always has them.
     """
 
-    def __init__(self, fd: int, mmap_size: int, *, avx_at: int, triple_fault_event: bool) -> None:
+    def __init__(
+        self, fd: int, mmap_size: int, *, cpuid: Table, apic: bool, avx_at: int, triple_fault_event: bool
+    ) -> None:
         self.fd = fd
         self._avx_at = avx_at
         self._triple_fault_event = triple_fault_event
@@ -44,7 +48,8 @@ class VcpuFd:
         self.u8 = memoryview(self._page)
         self.u16, self.u32, self.u64 = self.u8.cast("H"), self.u8.cast("I"), self.u8.cast("Q")
         self.u64[_VALID_REGS] = abi.SYNC_X86_REGS
-        self._set_cpuid()
+        self._set_cpuid(cpuid)
+        self._set_apic_base(apic)
 
     def check_open(self) -> None:
         """Raises UsageError for a vCPU that was closed with its VM."""
@@ -62,13 +67,20 @@ class VcpuFd:
         self._ioctl(request, layout, what)
         return layout
 
-    def _set_cpuid(self) -> None:
+    def _set_cpuid(self, cpuid: Table) -> None:
         """KVM_SET_CPUID2. Before the first KVM_RUN only; without it CPUID answers zeros."""
-        table = abi.cpuid2(len(TABLE))
-        for entry, ((leaf, subleaf), values) in zip(table.entries, TABLE.items(), strict=True):
+        table = abi.cpuid2(len(cpuid))
+        for entry, ((leaf, subleaf), values) in zip(table.entries, cpuid.items(), strict=True):
             entry.function, entry.index = leaf, subleaf
+            entry.flags = abi.CPUID_FLAG_SIGNIFCANT_INDEX if leaf == TOPOLOGY else 0
             entry.eax, entry.ebx, entry.ecx, entry.edx = values
         self._ioctl(abi.SET_CPUID2, table, "KVM_SET_CPUID2")
+
+    def _set_apic_base(self, apic: bool) -> None:
+        """KVM lets leaf 1 EDX bit 9 follow the enable bit of the APIC base that it keeps."""
+        sregs = self.sregs()
+        sregs.apic_base = sregs.apic_base | _APIC_ON if apic else sregs.apic_base & ~_APIC_ON
+        self._ioctl(abi.SET_SREGS, sregs, "KVM_SET_SREGS")
 
     def run_page(self) -> abi.Run:
         """A copy of struct kvm_run."""
@@ -111,6 +123,7 @@ class VcpuFd:
         for name in registers.__struct_fields__:
             setattr(state, name, getattr(registers, name))
         kvm_state.sregs_from(self.sregs(), state)
+        state.cr8 = self.u64[_CR8]  # what set_cr8 put there is KVM's only with the next KVM_RUN
         return state
 
     def state(self) -> CpuState:
@@ -121,8 +134,7 @@ class VcpuFd:
         state.fpu = kvm_state.fpu_from(image, self._avx_at)
         xcrs = self._get(abi.GET_XCRS, abi.Xcrs(), "KVM_GET_XCRS")
         state.xcr0 = next((x.value for x in xcrs.xcrs[: xcrs.nr_xcrs] if x.xcr == 0), 1)
-        events = self._get(abi.GET_VCPU_EVENTS, abi.VcpuEvents(), "KVM_GET_VCPU_EVENTS")
-        state.events = kvm_state.events_from(events)
+        state.events = self.events()
         debug = self._get(abi.GET_DEBUGREGS, abi.Debugregs(), "KVM_GET_DEBUGREGS")
         state.dr, state.dr6, state.dr7 = list(debug.db), debug.dr6, debug.dr7
         msrs = kvm_state.msrs_to({})
@@ -202,6 +214,24 @@ class VcpuFd:
         msrs.entries[0].index, msrs.entries[0].data = index, value
         if self._ioctl(abi.SET_MSRS, msrs, "KVM_SET_MSRS") != 1:
             raise _msr_refused(index, value)
+
+    def interrupt(self, vector: int) -> None:
+        """KVM_INTERRUPT: it is delivered when KVM_RUN enters the guest, even with IF clear. Only
+        when `ready_for_interrupt_injection` is fresh and set, or one that waits is lost."""
+        self._ioctl(abi.INTERRUPT, vector.to_bytes(4, "little"), "KVM_INTERRUPT")
+
+    def nmi(self) -> None:
+        """KVM_NMI: pending from here on; KVM knows of shadows and of masking until IRET."""
+        self._ioctl(abi.NMI, 0, "KVM_NMI")
+
+    def events(self) -> Events:
+        """KVM_GET_VCPU_EVENTS."""
+        events = self._get(abi.GET_VCPU_EVENTS, abi.VcpuEvents(), "KVM_GET_VCPU_EVENTS")
+        return kvm_state.events_from(events)
+
+    def guest_debug(self, control: abi.GuestDebug) -> None:
+        """KVM_SET_GUEST_DEBUG."""
+        self._ioctl(abi.SET_GUEST_DEBUG, control, "KVM_SET_GUEST_DEBUG")
 
     def translate(self, linear: int) -> int | None:
         """KVM_TRANSLATE: the guest-physical address of `linear`, None where nothing is mapped."""

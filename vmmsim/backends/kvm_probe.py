@@ -144,13 +144,14 @@ def _user_int(bench: _Bench) -> bool:
     return isinstance(bench.run(state, b"\xcd\x30"), Halt)
 
 
+_IRET = "IRET in protected mode"
 #: What is asked, in words, and how.
 _PROBES: dict[str, _Probe] = {
     "32-bit paging": _paging(0),
     "PAE paging": _paging(_PAE),
     "virtual-8086 mode": _v86,
     # PUSHFD; PUSH CS; CALL to push EIP; ADD [ESP], 5 to come back after the IRETD
-    "IRET in protected mode": _ring0("p32", "9c 0e e800000000 83042405 cf"),
+    _IRET: _ring0("p32", "9c 0e e800000000 83042405 cf"),
     "INT n in protected mode": _ring0("p32", "cd 30"),
     "INT 80h to FFh in real mode": _real_int80,
     "LAR, LSL, VERR and VERW": _ring0("p32", "0f02c1"),
@@ -223,4 +224,15 @@ def report(backend: KvmBackend) -> list[tuple[str, str]]:
         ("kvm keeps", ", ".join(names)),
         ("kvm cannot", ", ".join(findings.refuses) or "nothing of what was probed"),
         *([("kvm can", ", ".join(works))] if works else []),
+        ("kvm interrupts", _interrupts(backend, findings.refuses)),
+        ("kvm MSRs", "can be the machine's" if backend.gives_msrs else "are all KVM's: Linux 5.10 has this"),
     ]
+
+
+def _interrupts(backend: KvmBackend, refuses: tuple[str, ...]) -> str:
+    parts = ["injected by vmmsim"]
+    if backend.late_windows:
+        parts.append("this KVM sees late that one can be taken: exact ones cost single steps while they wait")
+    if _IRET in refuses:
+        parts.append("a handler in 16- or 32-bit protected mode cannot end: its IRET is refused")
+    return "; ".join(parts)

@@ -137,6 +137,8 @@ def events_from(events: abi.VcpuEvents) -> Events:
         nmi_masked=bool(events.nmi.masked),
         sti_shadow=bool(events.interrupt.shadow & abi.X86_SHADOW_INT_STI),
         mov_ss_shadow=bool(events.interrupt.shadow & abi.X86_SHADOW_INT_MOV_SS),
+        # An INT n whose delivery was broken off has RIP still at it, and is made anew.
+        interrupt=events.interrupt.nr if events.interrupt.injected and not events.interrupt.soft else None,
     )
 
 
@@ -150,6 +152,9 @@ def events_to(events: Events, *, triple_fault_event: bool = True) -> abi.VcpuEve
         if events.error_code is not None:
             native.exception.has_error_code = 1
             native.exception.error_code = events.error_code
+    if events.interrupt is not None:
+        native.interrupt.injected = 1
+        native.interrupt.nr = events.interrupt
     native.nmi.pending = events.nmi_pending
     native.nmi.masked = events.nmi_masked
     native.interrupt.shadow = (

@@ -8,6 +8,9 @@ buffer, twice, at the price of a tenth of the exit.
 An exit is *taken* once it is dealt with; the loop then writes `_TAKEN` over the page's
 exit reason. So an exit that a KeyboardInterrupt got in front of is still there for the
 next run, and none is lost or made twice.
+
+Interrupts cost an exit nothing: who wants the board looked at sets `immediate_exit`, KVM_RUN
+comes back with EINTR behind the instruction in flight, and `kvm_pins` does the rest there.
 """
 
 from __future__ import annotations
@@ -30,14 +33,17 @@ from ..exits import (
     Exit,
     MmioRead,
     MmioWrite,
+    MsrRead,
+    MsrWrite,
     PortRead,
     PortWrite,
     ReadAccess,
 )
 from . import kvm_abi as abi
-from . import kvm_exits, kvm_kick, ticker
-from .base import AccessHandler, Vcpu
+from . import kvm_exits, kvm_kick, kvm_msrs, ticker
+from .base import AccessHandler, Board, Vcpu, VmOptions
 from .kvm_fd import VcpuFd
+from .kvm_pins import Pins
 
 if TYPE_CHECKING:
     from .kvm import KvmVm
@@ -48,16 +54,26 @@ _RUN = abi.RUN
 _IO, _MMIO = abi.EXIT_IO, abi.EXIT_MMIO
 #: No exit reason of KVM: the exit in the page has been dealt with.
 _TAKEN = 0xFFFF_FFFF
-#: What the page may say after a KVM_RUN that ended with EINTR.
-_NO_EXIT = frozenset({_TAKEN, abi.EXIT_INTR, abi.EXIT_UNKNOWN})
+#: What the page may say that is no exit for anybody: after EINTR; and those of kvm_pins: a
+#: window comes again as long as it is asked for, CR8 shows a new priority, a step is over.
+_NO_EXIT = frozenset(
+    {_TAKEN, abi.EXIT_INTR, abi.EXIT_UNKNOWN, abi.EXIT_IRQ_WINDOW_OPEN, abi.EXIT_SET_TPR, abi.EXIT_DEBUG}
+)
 
 _IMMEDIATE_EXIT = 1  # u8
 _REASON = 2  # u32
 _DIRECTION, _IO_SIZE, _PORT, _COUNT, _DATA = 32, 33, 17, 9, 5  # u8, u8, u16, u32, u64
 _GPA, _MMIO_DATA, _MMIO_SIZE, _MMIO_WRITES = 4, 5, 12, 52  # u64, u64, u32, u8
+_MSR_ERROR, _MSR_REASON, _MSR_INDEX, _MSR_DATA = 32, 10, 11, 6  # u8, u32, u32, u64
+_CR8 = 2  # u64
+_RFLAGS = (abi.Run.s.offset + 8 * 17) // 8  # u64
+_IF = 1 << 9
 _MASKS = tuple((1 << 8 * size) - 1 for size in range(9))
 
 _MOVING = (b"", 0.0)
+
+#: Accesses that KVM has done with when they are shown; the others wait for an answer.
+_DONE = (PortWrite, MmioWrite)
 
 #: An access that KVM has made, not yet shown to anybody: its exit class, address, size, and
 #: the value of a write or the place in the page where the answer to a read goes.
@@ -67,12 +83,14 @@ _Item = tuple[type[Access], int, int, int]
 class KvmVcpu(Vcpu):
     """One vCPU. Made by `KvmVm.create_vcpu`."""
 
-    def __init__(self, vm: KvmVm, cpu: VcpuFd, watchdog_seconds: float | None) -> None:
+    def __init__(self, vm: KvmVm, cpu: VcpuFd, options: VmOptions, *, late_windows: bool) -> None:
         self._vm = vm
         self._cpu = cpu
+        self._pins = Pins(cpu, vm, late=late_windows, exact=options.exact_interrupts)
+        self._msrs = options.msrs
         self._u8, self._u16, self._u32, self._u64 = cpu.u8, cpu.u16, cpu.u32, cpu.u64
         self._queue: deque[_Item] = deque()
-        self._last: tuple[ReadAccess, int] | None = None
+        self._last: tuple[Access, int] | None = None
         #: Element size while KVM holds answers of a REP INS that it has not stored yet.
         self._batch = 0
         #: No instruction is in flight, as far as KVM was asked.
@@ -85,11 +103,11 @@ class KvmVcpu(Vcpu):
         # Reentrant: a signal handler of the thread that holds it may call cancel().
         self._kick_lock = threading.RLock()
         self._kick_signal = kvm_kick.install_kick_signal()
-        self._watchdog = watchdog_seconds
+        self._watchdog = options.watchdog_seconds
         self._watched = False
         #: The registers that the watchdog saw last, and since when they stand still.
         self._still = _MOVING
-        self.tick_seconds = min(ticker.TICK_SECONDS, (watchdog_seconds or 1.0) / 4)
+        self.tick_seconds = min(ticker.TICK_SECONDS, (options.watchdog_seconds or 1.0) / 4)
         self._u32[_REASON] = _TAKEN
         cpu.set_state(CpuState())
 
@@ -101,7 +119,7 @@ class KvmVcpu(Vcpu):
             self._settle()
         if self._queue:
             return self._deliver(self._queue.popleft())
-        fd, u32, ioctl = self._cpu.fd, self._u32, fcntl.ioctl
+        fd, u32, u64, ioctl, pins = self._cpu.fd, self._u32, self._u64, fcntl.ioctl, self._pins
         try:
             self._enter()
             while True:
@@ -114,7 +132,11 @@ class KvmVcpu(Vcpu):
                             return ended
                         continue
                     self._exits += 1
+                    if u64[_CR8] != pins.watch:
+                        pins.look()
                 if not self._collect():
+                    if self._for_pins():
+                        continue
                     return self._other()
                 if self._queue:
                     return self._deliver(self._queue.popleft())
@@ -132,7 +154,7 @@ class KvmVcpu(Vcpu):
         self._prepare(max_insns)
         if self._batch:
             self._settle()
-        fd, ioctl, masks = self._cpu.fd, fcntl.ioctl, _MASKS
+        fd, ioctl, masks, pins = self._cpu.fd, fcntl.ioctl, _MASKS, self._pins
         u8, u16, u32, u64 = self._u8, self._u16, self._u32, self._u64
         port_read, port_write = handler.port_read, handler.port_write
         mmio_read, mmio_write = handler.mmio_read, handler.mmio_write
@@ -155,6 +177,8 @@ class KvmVcpu(Vcpu):
                             return ended
                         continue
                     self._exits = exits = exits + 1
+                    if u64[_CR8] != pins.watch:
+                        pins.look()
                 reason = u32[_REASON]
                 if reason == _IO and u32[_COUNT] == 1:
                     at = u64[_DATA]
@@ -192,7 +216,7 @@ class KvmVcpu(Vcpu):
                     asking = False
                 elif self._stop is not None:
                     return self._stop
-                else:
+                elif not self._for_pins():
                     return self._other()
         except BaseException:
             if asking:
@@ -230,12 +254,14 @@ class KvmVcpu(Vcpu):
         with self._kick_lock:
             pass  # who is kicking this thread has done so: it may end now
         self._stop = None
+        self._pins.leave()
         self._arm()
 
     def _arm(self) -> None:
-        """Let KVM_RUN run again, unless a cancel is waiting. `cancel` sets its flag first."""
+        """Let KVM_RUN run again, unless a cancel or the board is waiting: who wants something sets
+        its flag first."""
         self._u8[_IMMEDIATE_EXIT] = 0
-        if self._cancel:
+        if self._cancel or self._pins.due:
             self._u8[_IMMEDIATE_EXIT] = 1
 
     def _interrupted(self, error: OSError) -> Exit | None:
@@ -253,10 +279,14 @@ class KvmVcpu(Vcpu):
             self._cancel = False
             self._settled = True
             return Cancelled()
-        self._arm()
-        if self._watchdog is None:
-            return None
-        return self._look(self._watchdog)
+        ended = None if self._watchdog is None else self._look(self._watchdog)
+        if ended is None:
+            if self._u64[_CR8] != self._pins.watch:
+                self._pins.look()
+            if self._pins.due:
+                self._pins.attend()
+            self._arm()
+        return ended
 
     def _look(self, limit: float) -> Exit | None:
         """The watchdog: kicked without a reason. See whether the guest will ever come out."""
@@ -298,19 +328,41 @@ class KvmVcpu(Vcpu):
                     step = min(piece, size - done)
                     value = u64[_MMIO_DATA] >> 8 * done & _MASKS[step]
                     self._queue.append((MmioWrite, gpa + done, step, value))
+        elif reason in (abi.EXIT_X86_RDMSR, abi.EXIT_X86_WRMSR):
+            self._collect_msr(reason == abi.EXIT_X86_WRMSR)
         else:
             return False
         u32[_REASON] = _TAKEN
         return True
 
+    def _collect_msr(self, is_write: bool) -> None:
+        index = self._u32[_MSR_INDEX]
+        if self._u32[_MSR_REASON] != abi.MSR_EXIT_REASON_FILTER and not kvm_msrs.owned(self._msrs, index):
+            self._u8[_MSR_ERROR] = 1  # nobody's: #GP
+        elif is_write:
+            self._queue.append((MsrWrite, index, 8, self._u64[_MSR_DATA]))
+        else:
+            self._queue.append((MsrRead, index, 8, 8 * _MSR_DATA))
+
+    def _for_pins(self) -> bool:
+        """Deal with an exit that is about interrupts. False: it is another, and stays in the page."""
+        reason = self._u32[_REASON]
+        if reason in (abi.EXIT_IRQ_WINDOW_OPEN, abi.EXIT_DEBUG):
+            self._u32[_REASON] = _TAKEN
+            self._pins.attend(stepped=reason == abi.EXIT_DEBUG)
+            self._arm()
+        elif reason == abi.EXIT_SET_TPR:  # VMX and SVM: CR8 was lowered, which was noted above
+            self._u32[_REASON] = _TAKEN
+        else:
+            return False
+        return True
+
     def _deliver(self, item: _Item) -> Exit:
-        """An Exit of an access. A read keeps the vCPU where it is until it is answered."""
+        """An Exit of an access. A read, or an MSR, keeps the vCPU where it is until it is answered."""
         cls, address, size, value = item
-        if cls.is_write:
-            return cls(address, size, value)  # type: ignore[call-arg]
-        exit = cls(address, size)
-        assert isinstance(exit, ReadAccess)
-        self._last = (exit, value)
+        exit = cls(address, size, value) if cls.is_write else cls(address, size)  # type: ignore[call-arg]
+        if cls not in _DONE:
+            self._last = (exit, value)
         return exit
 
     def _reply(self) -> bool:
@@ -319,7 +371,11 @@ class KvmVcpu(Vcpu):
             exit, place = self._last
             if not exit.answered:
                 return False
-            self._u8[place : place + exit.size] = exit.value.to_bytes(exit.size, "little")
+            faulted = isinstance(exit, (MsrRead, MsrWrite)) and exit.faulted
+            if faulted:
+                self._u8[_MSR_ERROR] = 1
+            elif isinstance(exit, ReadAccess):
+                self._u8[place : place + exit.size] = exit.value.to_bytes(exit.size, "little")
             self._last = None
         return True
 
@@ -329,7 +385,9 @@ class KvmVcpu(Vcpu):
             while self._queue:
                 cls, address, size, value = self._queue[0]
                 port = cls.space == "port"
-                if cls.is_write:
+                if cls.space == "msr":
+                    self._answer_msr(handler, address, value, cls.is_write)
+                elif cls.is_write:
                     self._queue.popleft()
                     (handler.port_write if port else handler.mmio_write)(address, size, value)
                 else:
@@ -339,6 +397,18 @@ class KvmVcpu(Vcpu):
             if not self._batch:
                 return
             self._finish()
+
+    def _answer_msr(self, handler: AccessHandler, index: int, value: int, is_write: bool) -> None:
+        if is_write:
+            self._queue.popleft()
+            self._u8[_MSR_ERROR] = not handler.msr_write(index, value)
+            return
+        answer = handler.msr_read(index)
+        if answer is None:
+            self._u8[_MSR_ERROR] = 1
+        else:
+            self._u64[_MSR_DATA] = answer
+        self._queue.popleft()
 
     def _drain(self) -> None:
         """A handler raised: finish the instruction. Reads answer all ones, writes count as made."""
@@ -365,9 +435,9 @@ class KvmVcpu(Vcpu):
             return False
         if self._u32[_REASON] not in _NO_EXIT:
             self._collect()
-        while not self._settled and all(item[0].is_write for item in self._queue):
+        while not self._settled and all(item[0] in _DONE for item in self._queue):
             self._finish()
-        return all(item[0].is_write for item in self._queue)
+        return all(item[0] in _DONE for item in self._queue)
 
     def _finish(self) -> None:
         """KVM_RUN with immediate_exit: KVM completes the instruction and runs no further one.
@@ -425,6 +495,35 @@ class KvmVcpu(Vcpu):
     def signs_of_life(self) -> tuple[bool, int]:
         return bool(self._thread), self._exits
 
+    # -- interrupts
+
+    def connect(self, board: Board) -> None:
+        self._cpu.check_open()
+        self._pins.board = board
+        self.attention()
+
+    def attention(self) -> None:
+        if self._cpu.fd < 0:
+            return
+        self._pins.want()
+        self.kick()
+
+    def nmi(self) -> None:
+        self._pins.nmi = True
+        self.attention()
+
+    def set_cr8(self, value: int) -> None:
+        """Raises UsageError for a value that is no priority, 0-15."""
+        self._cpu.check_open()
+        if not 0 <= value <= 15:
+            raise UsageError(f"{value:#x} is not a task priority", hint="give 0 to 15")
+        self._pins.set_cr8(value)
+
+    @property
+    def interruptible(self) -> bool:
+        self._cpu.check_open()
+        return bool(self._u64[_RFLAGS] & _IF)
+
     # -- state
 
     def registers(self) -> Registers:
@@ -441,6 +540,7 @@ class KvmVcpu(Vcpu):
         self._settle()
         state = self._cpu.state()
         state.halted = self._halted
+        state.events.nmi_pending |= self._pins.nmi
         return state
 
     def set_state(self, state: CpuState) -> None:
@@ -453,6 +553,7 @@ class KvmVcpu(Vcpu):
             self._cpu.set_state(before)
             raise
         self._halted = state.halted
+        self._pins.restored(state.cr8)
 
     def _check_settled(self) -> None:
         if not self._settle():

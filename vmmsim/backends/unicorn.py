@@ -15,6 +15,7 @@ import ctypes
 import os
 from typing import TYPE_CHECKING
 
+from ..cpu.cpuid import table
 from ..errors import BackendUnavailable, HostError, UsageError, VmmsimError
 from .base import Availability, Backend, Capabilities, Vcpu, Vm, VmOptions
 
@@ -90,7 +91,7 @@ class UnicornBackend(Backend):
             max_vcpus=1,
             gpa_bits=48,
             segment_state="exact" if native else "tables",
-            delivers_exceptions=False,
+            delivers_exceptions=True,
             segment_limits=False,
             xcr0=3,
             native_user_code=False,
@@ -122,6 +123,7 @@ class UnicornVm(Vm):
         self.options = options
         self._regions: list[Region] = []
         self._vcpu: UnicornVcpu | None = None
+        self._cpuid: dict[int, dict[tuple[int, int], tuple[int, int, int, int]]] = {}
         self._closed = False
         self.uc = self._make_engine()
 
@@ -213,11 +215,25 @@ class UnicornVm(Vm):
 
     def _map_holes(self, vcpu: UnicornVcpu) -> None:
         """Cover all that is not memory."""
+        from .unicorn_vcpu import PRIVATE, PRIVATE_SIZE
+
         at = 0
-        for gpa, size in [*((r.gpa, r.size) for r in self._regions), (_TOP, 0)]:
+        for gpa, size in [*((r.gpa, r.size) for r in self._regions), (PRIVATE, PRIVATE_SIZE), (_TOP, 0)]:
             if at < gpa:
                 vcpu.map_hole(at, gpa - at)
             at = gpa + size
+
+    def cpuid_table(self, number: int) -> dict[tuple[int, int], tuple[int, int, int, int]]:
+        """What CPUID answers on vCPU `number`."""
+        if number not in self._cpuid:
+            self._cpuid[number] = table(
+                apic=self.options.apic, apic_id=number, cpus=self.options.vcpus
+            )
+        return self._cpuid[number]
+
+    def owns_msr(self, index: int) -> bool:
+        """Whether an MSR is the platform's."""
+        return any(first <= index < first + count for first, count in self.options.msrs)
 
     def read_physical(self, gpa: int, size: int) -> bytes:
         """Guest memory as it is now; UsageError where there is none."""

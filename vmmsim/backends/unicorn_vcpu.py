@@ -11,8 +11,11 @@ is answered, and how the vCPU stops exactly behind an instruction, is what diffe
 from __future__ import annotations
 
 import ctypes
+import threading
+import time
 from abc import abstractmethod
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -35,26 +38,29 @@ from ..cpu.msrs import (
 from ..cpu.paging import linear_to_gpa
 from ..cpu.state import CpuState, Registers
 from ..cpu.validate import is_canonical, validate
-from ..cpu.vectors import ERROR_CODE_VECTORS, vector_name
 from ..errors import NotSupported, UsageError
-from ..exits import (
-    Access,
-    Exit,
-    FetchUnmapped,
-    GuestException,
-    ReadAccess,
-    Refused,
-    Shutdown,
-    Unsupported,
-)
-from .base import AccessHandler, Vcpu
+from ..exits import Access, Exit, FetchUnmapped, ReadAccess, Shutdown, Unsupported
+from .base import AccessHandler, Board, Vcpu
+from .unicorn_native.context import ContextCodec
+from .unicorn_traps import GuestRam, TrapUnit
 
 if TYPE_CHECKING:
     from .unicorn import UnicornVm
 
-__all__ = ["PAGE", "UnicornVcpu", "check", "quick"]
+__all__ = ["FOREVER", "GP", "PAGE", "PRIVATE", "PRIVATE_SIZE", "UnicornVcpu", "check", "quick"]
 
 PAGE = 4096
+FOREVER = 1 << 62
+#: Guest-physical memory that is QEMU's own, for intercepts: a VMCB, and a bitmap of ones that
+#: says which MSRs are intercepted. It lies above every address that CPUID promises.
+PRIVATE, PRIVATE_SIZE = 0xF000000000000, 4 * PAGE
+#: Where in a VMCB the bitmap's address is (APM vol. 2, table B-1).
+MSR_BITMAP_AT = 0x48
+#: What QEMU adds to an SVM exit code to make an exception number of it.
+INTERCEPTS = 0x100
+SVM_SHUTDOWN, SVM_HLT = 0x7F, 0x78
+_IF = 1 << 9
+GP = 13
 
 #: The library without the release of the GIL around each call: for calls that only take
 #: nanoseconds. `uc_emu_start` goes through `uclib`, which releases it.
@@ -63,17 +69,10 @@ quick.uc_emu_stop.argtypes = (ctypes.c_void_p,)
 quick.uc_reg_read.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
 
 # Callbacks are declared with the leading arguments that they use: the caller cleans up.
-_INTR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32)
-_INVALID = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p)
 _SYSCALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-_CPUID = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
 
 #: MSRs that hold a linear address (SDM vol. 4).
 _ADDRESSES = frozenset({LSTAR, CSTAR, FS_BASE, GS_BASE, KERNEL_GS_BASE, SYSENTER_EIP, SYSENTER_ESP})
-_CPUID_REGISTERS = tuple(getattr(x86_const, f"UC_X86_REG_{name}") for name in ("RAX", "RBX", "RCX", "RDX"))
-_UD = 6
-_DF = 8
-_GP = 13
 
 
 def check(status: int, doing: str) -> None:
@@ -88,26 +87,43 @@ def check(status: int, doing: str) -> None:
 class UnicornVcpu(Vcpu):
     """One Unicorn engine in 64-bit mode, which runs guests of every mode (see the facts)."""
 
-    codec: Any
+    codec: ContextCodec
 
     def __init__(self, vm: UnicornVm) -> None:
         self.vm = vm
-        self._fault: int | None = None
-        self._refused: str | None = None
+        self._board: Board | None = None
+        #: Why the guest's last exception, which its own tables could not take, is a triple fault.
+        self._shutdown: str | None = None
         self._cancelled = False
         self._halted = False
-        #: An inline run, or the finishing of an instruction, is under way.
+        #: An inline run, or the finishing of an instruction, is under way; in which thread; and
+        #: whether the engine executes now, and then whether it is in a hook for an exception or an
+        #: intercept, which is a boundary between two instructions.
         self._running = False
+        self._run_thread = 0
+        self._executing = self._in_trap = False
+        #: The board wants to be looked at; an NMI is pending; an interrupt is pending that the
+        #: guest cannot take yet.
+        self._look = self._nmi = self._want = False
         #: What a handler asked for, or raised, while it answered an access of the run.
         self._stop: Exit | None = None
         self._error: BaseException | None = None
+        #: The engine is being left for that, or for the board: in the middle of an instruction, or
+        #: at a boundary.
+        self._leaving = self._at_boundary = False
         self._want_flush = False
+        #: The instruction at hand, an IN or OUT, has no right to its port.
+        self._denied = False
         #: The exit of `run` whose instruction is not finished.
         self._pending: Access | None = None
         #: `_pending` came up while state was looked at: the caller has not seen it yet.
         self._unseen = False
         #: Writes that were made while state was looked at.
         self._queue: deque[Access] = deque()
+        #: An exception of a state that was set (`Events.exception`), not delivered yet.
+        self._exception: tuple[int, int | None] | None = None
+        #: `insns` at which the board is to be looked at, as `set_alarm` has it.
+        self._alarm = FOREVER
 
     def open(self, uc: Uc) -> None:
         """Take `uc` as the engine: at first, and again when memory was added or removed."""
@@ -115,11 +131,16 @@ class UnicornVcpu(Vcpu):
         self._handle: Any = uc._uch
         self._address = ctypes.cast(self._handle, ctypes.c_void_p).value
         self._keep: list[Any] = []
-        self._hook(uc_const.UC_HOOK_INTR, _INTR(self._on_interrupt))
-        self._hook(uc_const.UC_HOOK_INSN_INVALID, _INVALID(self._on_invalid))
+        self.codec = ContextCodec(uc)
+        self._traps = TrapUnit(self.codec, GuestRam(self.vm.regions))
+        self._traps.platform(self._tsc, self._cpuid, self._msr_read, self._msr_write, self._cr8_written)
+        check(uclib.uc_mem_map(self._handle, PRIVATE, PRIVATE_SIZE, uc_const.UC_PROT_ALL), "map a page")
+        bitmap = b"\xff" * (PRIVATE_SIZE - PAGE)
+        check(uclib.uc_mem_write(self._handle, PRIVATE + PAGE, bitmap, len(bitmap)), "write memory")
+        msrs = (PRIVATE + PAGE).to_bytes(8, "little")
+        check(uclib.uc_mem_write(self._handle, PRIVATE + MSR_BITMAP_AT, msrs, 8), "write memory")
         self._hook(uc_const.UC_HOOK_INSN, _SYSCALL(self._on_syscall), x86_const.UC_X86_INS_SYSCALL)
-        self._hook(uc_const.UC_HOOK_INSN, _SYSCALL(self._on_syscall), x86_const.UC_X86_INS_SYSENTER)
-        self._hook(uc_const.UC_HOOK_INSN, _CPUID(self._on_cpuid), x86_const.UC_X86_INS_CPUID)
+        self._hook(uc_const.UC_HOOK_INSN, _SYSCALL(self._on_sysenter), x86_const.UC_X86_INS_SYSENTER)
 
     # -- hooks
 
@@ -153,82 +174,138 @@ class UnicornVcpu(Vcpu):
     def _leave(self) -> None:
         """In a hook: leave the engine as soon as it can."""
 
-    def _on_interrupt(self, _uc: int, vector: int) -> None:
-        self._fault = vector
-        self._leave()
+    def _on_trap(self, vector: int) -> int:
+        """An exception that Python delivers, or an intercept (from 0x100 on). Either way the
+        guest goes on when it is dealt with, unless there is no more to go on with."""
+        self._in_trap = True
+        try:
+            if vector < INTERCEPTS:
+                self._shutdown = self._deliver_exception(vector)
+            else:
+                self._intercepted(vector - INTERCEPTS)
+        except BaseException as error:
+            self._error = error
+            self._at_boundary = True
+        finally:
+            self._in_trap = False
+        if self._shutdown is not None or self._at_boundary:
+            self._leave()
+        return 1
 
-    def _on_invalid(self, _uc: int) -> bool:
-        self._fault = _UD
-        return False
+    @abstractmethod
+    def _deliver_exception(self, vector: int) -> str | None:
+        """In the hook: deliver what the engine has raised. What makes it a triple fault, or None."""
+
+    def _intercepted(self, code: int) -> None:
+        """In the hook: an instruction that QEMU has not executed."""
+        if code == SVM_SHUTDOWN:
+            self._shutdown = "an exception within a double fault"
+            return
+        self._shutdown = self._traps.intercept(code)
 
     def _on_syscall(self, _uc: int) -> None:
-        self._refused = "SYSCALL and SYSENTER are not executed by this version on Unicorn"
-        self._leave()
+        self._in_helper(self._traps.syscall)
 
-    def _on_cpuid(self, _uc: int) -> int:
-        read, write = self.codec.read, self.codec.write
-        leaf = read(_CPUID_REGISTERS[0]) & 0xFFFFFFFF
-        subleaf = read(_CPUID_REGISTERS[2]) & 0xFFFFFFFF
-        for register, value in zip(_CPUID_REGISTERS, cpuid(leaf, subleaf), strict=True):
-            write(register, value)
-        return 1  # Unicorn's own CPUID is skipped
+    def _on_sysenter(self, _uc: int) -> None:
+        self._in_helper(self._traps.sysenter)
+
+    def _in_helper(self, act: Callable[[], str | None]) -> None:
+        try:
+            self._shutdown = act()
+        except BaseException as error:
+            self._error = error
+            self._at_boundary = True
+        if self._shutdown is not None or self._at_boundary:
+            self._leave()
+
+    # -- the platform, as instructions see it
+
+    def _tsc(self) -> int:
+        return self._board.tsc() if self._board is not None else time.monotonic_ns()
+
+    def _cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
+        return cpuid(leaf, subleaf, table=self.vm.cpuid_table(self.number))
+
+    def _msr_read(self, index: int) -> int | None:
+        if not self.vm.owns_msr(index):
+            return None
+        return self._handler_msr_read(index)
+
+    def _msr_write(self, index: int, value: int) -> bool:
+        return self.vm.owns_msr(index) and self._handler_msr_write(index, value)
+
+    def _cr8_written(self, value: int) -> None:
+        if self._board is not None:
+            self._board.cr8_written(value)
+
+    # -- interrupts
+
+    def connect(self, board: Board) -> None:
+        self._board = board
+        self._look = True
+
+    def attention(self) -> None:
+        self._look = True
+        if not self._running:
+            return
+        if threading.get_ident() != self._run_thread:
+            self._kick()
+        elif self._executing:
+            self._look_soon()
+
+    def _look_soon(self) -> None:
+        """The board has changed while an access of this vCPU is being answered."""
+        self._stop_soon()
+
+    def nmi(self) -> None:
+        self._nmi = True
+        self.attention()
+
+    def set_cr8(self, value: int) -> None:
+        self._traps.set_cr8(value)
+
+    @property
+    def interruptible(self) -> bool:
+        return bool(self.codec.read(x86_const.UC_X86_REG_EFLAGS) & _IF)
+
+    def _attend(self) -> Exit | None:
+        """At a boundary: run what is due, then deliver what the guest can take. Shutdown if that
+        is a triple fault."""
+        self._look = False
+        cause = None
+        if self._exception is not None:
+            (vector, code), self._exception = self._exception, None
+            cause = self._traps.deliver(vector, error=code, kind="fault")
+        board = self._board
+        if board is not None and cause is None:
+            board.service()
+        if cause is None and self._nmi and not self._traps.nmi_blocked():
+            self._nmi = False
+            cause = self._traps.deliver(2, kind="nmi")
+        if cause is None and board is not None and board.pending() and self._traps.interrupt_window():
+            cause = self._traps.deliver(board.acknowledge(), kind="hard")
+        self._want = self._nmi or (board is not None and board.pending())
+        return None if cause is None else Shutdown(cause)
 
     # -- what the end of a run means
 
-    def _fault_exit(self) -> Exit:
-        """The exit for the exception that the engine stopped at: through which of the guest's
-        gates would it go? None left is a triple fault (SDM vol. 3, 6.15, interrupt 8)."""
-        vector = self._fault
-        self._fault = None
-        assert vector is not None
-        code = self.codec.error_code() if vector in ERROR_CODE_VECTORS else None
-        self.codec.clear_old_exception()
-        state = self._read_state()
-        if self._gate_usable(state, vector):
-            return GuestException(vector, code, self._code_at(state))
-        table = f"the IDT (base {state.idt.base:#x}, limit {state.idt.limit:#x})"
-        first = f"{vector_name(vector)} at rip {state.rip:#x}, and {table} has no gate for it"
-        if vector != _DF:
-            if vector != _GP and self._gate_usable(state, _GP):
-                return GuestException(_GP, vector * 8 + 2 if state.cr0 & 1 else None, self._code_at(state))
-            if self._gate_usable(state, _DF):
-                return GuestException(_DF, 0, self._code_at(state))
-        return Shutdown(first)
-
-    def _gate_usable(self, state: CpuState, vector: int) -> bool:
-        if not state.cr0 & 1:
-            return vector * 4 + 3 <= state.idt.limit
-        size = 16 if state.efer >> 10 & 1 else 8
-        if vector * size + size - 1 > state.idt.limit:
-            return False
-        gpa = linear_to_gpa(state, state.idt.base + vector * size, self.vm.read_physical)
-        if gpa is None or not self.vm.holds(gpa, size):
-            return False
-        access = self.vm.read_physical(gpa, size)[5]
-        kinds = (0xE, 0xF) if size == 16 else (0x5, 0x6, 0x7, 0xE, 0xF)
-        return bool(access & 0x80) and access & 0x1F in kinds
-
     def _code_at(self, state: CpuState) -> bytes:
         """Up to 15 bytes at RIP, as far as they are memory."""
-        return self._code(state, state.linear_rip, 15)
-
-    def _code(self, state: CpuState, linear: int, size: int) -> bytes:
-        """`size` bytes of guest code by linear address, as far as they are memory."""
-        code = b""
-        while size:
-            count = min(size, PAGE - linear % PAGE)
+        code, linear = b"", state.linear_rip
+        while len(code) < 15:
+            count = min(15 - len(code), PAGE - linear % PAGE)
             gpa = linear_to_gpa(state, linear, self.vm.read_physical)
             if gpa is None or not self.vm.holds(gpa, count):
                 break
             code += self.vm.read_physical(gpa, count)
             linear += count
-            size -= count
         return code
 
-    def _error_exit(self, status: int) -> Exit:
-        """The exit for a status of `uc_emu_start` other than OK."""
-        if self._fault is not None:
-            return self._fault_exit()
+    def _failed_exit(self, status: int) -> Exit:
+        """The exit for a triple fault, or a status of `uc_emu_start` other than OK."""
+        if self._shutdown is not None:
+            cause, self._shutdown = self._shutdown, None
+            return Shutdown(cause)
         state = self._read_state()
         if status in (uc_const.UC_ERR_FETCH_UNMAPPED, uc_const.UC_ERR_FETCH_PROT):
             return FetchUnmapped(state.linear_rip)
@@ -236,18 +313,23 @@ class UnicornVcpu(Vcpu):
             return Shutdown(f"a page table of CR3 {state.cr3:#x} lies where there is no memory")
         return Unsupported(status)
 
-    def _refused_exit(self) -> Exit:
-        reason, self._refused = self._refused, None
-        registers = self.codec.read_registers()
-        registers.rip -= 2  # the hook is called when the instruction is done
-        self.codec.write_registers(registers)
-        return Refused(reason or "", self._code_at(self._read_state()))
+    def _port_denied(self, port: int, size: int) -> bool:
+        """Whether the instruction at hand, at a CPL other than 0, has no right to the port: then
+        it gets #GP(0) instead."""
+        if self._traps.port_allowed(port, size):
+            return False
+        self._denied = True
+        self._leave()
+        return True
 
     # -- state
 
     def _read_state(self) -> CpuState:
         state: CpuState = self.codec.read_state()
         state.halted = self._halted
+        if self._exception is not None:
+            state.events.exception, state.events.error_code = self._exception
+        state.events.nmi_pending = self._nmi
         if state.tr.type in (1, 9):  # the CPU has marked the TSS busy; Unicorn only did in memory
             state.tr = msgspec.structs.replace(state.tr, attr=state.tr.attr | 2)
         return state
@@ -277,6 +359,8 @@ class UnicornVcpu(Vcpu):
         self._port_write = handler.port_write
         self._mmio_read = handler.mmio_read
         self._mmio_write = handler.mmio_write
+        self._handler_msr_read = handler.msr_read
+        self._handler_msr_write = handler.msr_write
 
     def _check_open(self) -> None:
         """UsageError once it is closed: the engine's memory is another's then."""
@@ -327,17 +411,17 @@ class UnicornVcpu(Vcpu):
 
     def set_state(self, state: CpuState) -> None:
         validate(state)
-        if state.events.exception is not None or state.events.nmi_pending:
-            raise NotSupported(
-                "this version of the Unicorn backend holds no pending exception or NMI",
-                hint="take the state at a boundary where nothing is pending",
-            )
         if state.mode == "v86":
             raise NotSupported("virtual-8086 mode cannot be set on Unicorn", hint="use mode real")
         self.settle()
         self._check_settable()
         self.codec.write_state(state)
         self._halted = state.halted
+        events = state.events
+        self._exception = None if events.exception is None else (events.exception, events.error_code)
+        self._nmi = events.nmi_pending
+        self._want = False
+        self._look = True
 
     def read_msr(self, index: int) -> int:
         self.settle()
@@ -365,8 +449,15 @@ class UnicornVcpu(Vcpu):
             )
 
     @abstractmethod
-    def _stop_soon(self) -> None:
+    def _stop_behind(self) -> None:
         """In a handler: end the run behind the instruction whose access is being answered."""
+
+    def _stop_soon(self) -> None:
+        """In a handler: end the run at the next boundary."""
+        if self._in_trap:  # RDMSR and WRMSR are answered at one
+            self._at_boundary = True
+        else:
+            self._stop_behind()
 
     def stop_here(self, exit: Exit) -> None:
         if self._stop is None:

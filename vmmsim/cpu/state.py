@@ -115,9 +115,11 @@ class FpuState(msgspec.Struct):
 
 
 class Events(msgspec.Struct):
-    """What is pending at the boundary: at most one exception, an NMI, and the shadows.
+    """What is pending at the boundary: at most one exception, an NMI, an interrupt, the shadows.
 
-    `exception` is a vector or None, `error_code` its code or None. `sti_shadow` and
+    `exception` is a vector or None, `error_code` its code or None. `interrupt` is the vector of
+    an external interrupt that the controller has given up already (INTA) and that is delivered
+    before the next instruction, whatever RFLAGS.IF says; None when there is none. `sti_shadow` and
     `mov_ss_shadow` hold interrupts off for one instruction (SDM vol. 3, 6.8.3).
     """
 
@@ -127,6 +129,7 @@ class Events(msgspec.Struct):
     nmi_masked: bool = False
     sti_shadow: bool = False
     mov_ss_shadow: bool = False
+    interrupt: int | None = None
 
 
 class Registers(msgspec.Struct):

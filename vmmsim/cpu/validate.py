@@ -175,6 +175,8 @@ def _events(state: CpuState) -> None:
             f"{vector_name(events.exception or 0)} pushes one in protected mode",
             "give an integer",
         )
+    if events.interrupt is not None:
+        _width("events.interrupt", events.interrupt, 8)
     if events.sti_shadow and (not state.rflags & _IF or events.mov_ss_shadow):
         raise _fail(
             "events.sti_shadow",

@@ -8,9 +8,24 @@ from pathlib import Path
 from ..errors import HostError, ImageError, ImageNotFound, UsageError
 from .elf import MAGIC, load_elf
 from .flat import load_flat
-from .image import ImageSegment, LoadedImage
+from .image import BootModule, ImageSegment, LoadedImage, RomRegion
+from .kernel import kernel_format, load_kernel, split_modules
+from .rom import load_rom
 
-__all__ = ["ImageSegment", "LoadedImage", "load_bytes", "load_elf", "load_file", "load_flat"]
+__all__ = [
+    "BootModule",
+    "ImageSegment",
+    "LoadedImage",
+    "RomRegion",
+    "kernel_format",
+    "load_bytes",
+    "load_elf",
+    "load_file",
+    "load_flat",
+    "load_kernel",
+    "load_rom",
+    "split_modules",
+]
 
 
 def load_file(

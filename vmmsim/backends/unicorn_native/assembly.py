@@ -6,9 +6,10 @@ this process. A test assembles `sources()` and compares it with `CODE`.
 
 Unicorn calls: block, insn (uc, address, size, shared); leave (uc, ...); in (uc, port, size,
 shared); out (uc, port, size, value, shared); read, write (uc, kind, gpa, size, value, shared);
-piece (uc, offset, size, hole), a hole being {address of its start, shared}. They call Python
-as: in (port, size, flags); out (port, size, value, flags); read (gpa, size, flags); write
-(gpa, size, value, flags); piece (gpa, size). Python calls start () and stop ().
+piece (uc, offset, size, hole), a hole being {address of its start, shared}; trap (uc, vector,
+shared); invalid (uc, shared). They call Python as: in (port, size, flags); out (port, size,
+value, flags); read (gpa, size, flags); write (gpa, size, value, flags); piece (gpa, size);
+trap (vector). Python calls start () and stop ().
 """
 
 from __future__ import annotations
@@ -29,8 +30,16 @@ CONSTANTS = {
     "RDI": 0x66666666,
     "ES_BASE": 0x77777777,
     "CR0": 0x88888888,
+    "EFLAGS": 0x21212121,
+    "HFLAGS": 0x23232323,
+    #: error_code, exception_is_int and exception_next_eip: 4, 4 and 8 bytes.
+    "EXCEPTION": 0x25252500,
+    "EXCEPTION_IS_INT": 0x25252504,
+    "EXCEPTION_NEXT": 0x25252508,
     # In uc_struct: not 0 inside an access that was cut into bytes.
     "RECURSION": 0x55555555,
+    #: x86_cpu_do_interrupt: delivers the exception of the CPU through the guest's tables.
+    "DO_INTERRUPT": 0x1919191919191919,
 }
 
 # uc is kept at [rsp+8], and RBX becomes the shared words.
@@ -67,6 +76,16 @@ fresh:
 known:
 """
 
+# FLAG_USER in EAX, unless CPL is 0: the instruction may have no right to the port. Of what
+# is unusual it comes first, and Python looks at CPL itself.
+_USER = """
+    mov r10, [rbx+ENV]
+    test byte ptr [r10+HFLAGS], 3
+    je kernel
+    or eax, 0x100000
+kernel:
+"""
+
 # R12 = what Python answers; then leave the engine, if it asked for that.
 _ASK = """
     movabs rax, CALLBACK
@@ -88,15 +107,75 @@ _SOURCES = {
     mov [rcx+ENV], rbp
     mov rax, [rcx+BYTES]
     cmp rax, [rcx+LIMIT]
-    jge stop
+    jge look
+go:
     mov edx, edx
     add rax, rdx
     mov [rcx+BYTES], rax
     inc qword ptr [rcx+BLOCKS]
     ret
+look:
+    cmp rax, [rcx+END]
+    jge stop
+    test dword ptr [rbp+EFLAGS], 0x200
+    je go
+    test dword ptr [rbp+HFLAGS], 8
+    jne go
+    mov qword ptr [rcx+REASON], 3
+    jmp leave
 stop:
     mov qword ptr [rcx+REASON], 1
+leave:
     movabs rax, UC_EMU_STOP
+    jmp rax
+""",
+    # A vector below 0x100 goes to QEMU's own delivery, unless that met a fault the last time
+    # (DELIVERING is still set then). RF is set for faults: not for
+    # INT n and its like, not for #DB. A fault has not retired its instruction.
+    "trap": """
+    cmp esi, 0x100
+    jae slow
+    cmp qword ptr [rdx+DELIVERING], 0
+    jne slow
+    mov r10, [rdx+ENV]
+    mov esi, esi
+    mov [rdx+VECTOR], rsi
+    mov eax, [r10+EXCEPTION]
+    mov [rdx+ERROR], rax
+    mov rax, [r10+EXCEPTION_NEXT]
+    mov [rdx+NEXT], rax
+    mov eax, [r10+EXCEPTION_IS_INT]
+    mov [rdx+SOFT], rax
+    and dword ptr [r10+HFLAGS], 0xfffffff7
+    test eax, eax
+    jne deliver
+    cmp esi, 1
+    je deliver
+    or dword ptr [r10+EFLAGS], 0x10000
+    dec qword ptr [rdx+INSNS]
+deliver:
+    push rdx
+    mov qword ptr [rdx+DELIVERING], 1
+    mov rdi, [rdx+CPU]
+    movabs rax, DO_INTERRUPT
+    call rax
+    pop rdx
+    mov qword ptr [rdx+DELIVERING], 0
+    inc qword ptr [rdx+TRAPS]
+    mov eax, 1
+    ret
+slow:
+    mov edi, esi
+    movabs rax, CALLBACK
+    sub rsp, 8
+    call rax
+    add rsp, 8
+    ret
+""",
+    "invalid": """
+    mov rdx, rsi
+    mov esi, 6
+    movabs rax, CALLBACK
     jmp rax
 """,
     "insn": """
@@ -114,7 +193,7 @@ stop:
     "in": f"""
     {_ENTER}
     mov rbx, rcx
-    {_COUNT}
+    {_COUNT}{_USER}
     mov edi, esi
     mov esi, edx
     mov edx, eax
@@ -125,7 +204,7 @@ stop:
     "out": f"""
     {_ENTER}
     mov rbx, r8
-    {_COUNT}
+    {_COUNT}{_USER}
     mov edi, esi
     mov esi, edx
     mov edx, ecx
@@ -295,18 +374,28 @@ def sources(shared: dict[str, int]) -> dict[str, str]:
 
 CODE = {
     "block": bytes.fromhex(
-        "48896920488b01483b41087d0d89d24801d048890148ff4110c348c741180100000048b81111111111111111ffe0"
+        "48896920488b01483b41087d0d89d24801d048890148ff4110c3483b81a00000007d22f7852121212100020000"
+        "74def785232323230800000075d248c7411803000000eb0848c741180100000048b81111111111111111ffe0"
     ),
+    "trap": bytes.fromhex(
+        "81fe000100000f839d0000004883bab0000000000f858f0000004c8b522089f64889b2b8000000418b82002525"
+        "25488982c0000000498b8208252525488982d0000000418b8204252525488982c80000004183a223232323f785"
+        "c0751483fe01740f41818a212121210000010048ff4a285248c782b000000001000000488bbaa800000048b819"
+        "19191919191919ffd05a48c782b00000000000000048ff82d8000000b801000000c389f748b822222222222222"
+        "224883ec08ffd04883c408c3"
+    ),
+    "invalid": bytes.fromhex("4889f2be0600000048b82222222222222222ffe0"),
     "insn": bytes.fromhex("488b4128483b41307d0848ffc048894128c348c741180200000048b81111111111111111ffe0"),
     "in": bytes.fromhex(
         "535741544889cb488b43604c8b53204d8b92444444444c8b5b104c3b536875104c3b5b70750a48ff4378480343"
-        "78eb104c8953684c895b7048c743780000000089f789d689c248b82222222222222222ffd04989c44889839800"
-        "0000488b7c240831f648b83333333333333333ffd04c89e0415c5f5bc3"
+        "78eb104c8953684c895b7048c74378000000004c8b532041f682232323230374050d0000100089f789d689c248"
+        "b82222222222222222ffd04989c448898398000000488b7c240831f648b83333333333333333ffd04c89e0415c"
+        "5f5bc3"
     ),
     "out": bytes.fromhex(
         "535741544c89c3488b43604c8b53204d8b92444444444c8b5b104c3b536875104c3b5b70750a48ff4378480343"
-        "78eb104c8953684c895b7048c743780000000089f789d689ca89c148b82222222222222222ffd04989c4488b7c"
-        "240831f648b83333333333333333ffd0415c5f5bc3"
+        "78eb104c8953684c895b7048c74378000000004c8b532041f682232323230374050d0000100089f789d689ca89"
+        "c148b82222222222222222ffd04989c4488b7c240831f648b83333333333333333ffd0415c5f5bc3"
     ),
     "read": bytes.fromhex(
         "535741544c89cb488b43604c8b53204d8b92444444444c8b5b104c3b536875104c3b5b70750a48ff4378480343"

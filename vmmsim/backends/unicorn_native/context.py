@@ -44,10 +44,14 @@ _FPU_POINTERS = struct.Struct("<H6xQQ")  # opcode, (selectors), instruction and 
 _DEBUG = struct.Struct("<8Q")
 _X87 = struct.Struct("<QH")
 _YMM = struct.Struct("<4Q")
+#: Behind the old exception: the VMCB's address, TSC offset, intercepts; of CRs and DRs, reads and
+#: writes; of exceptions.
+_ARMED = struct.Struct("<QQQHHHHI")
 
 _LAZY_EFLAGS = 1  # "the source operand is the flags themselves"
 _CC = 0x8D5  # OF SF ZF AF PF CF
 _HIDDEN_INHIBIT = 1 << 3
+_HIDDEN_GUEST = 1 << 21
 _HIDDEN_NMI = 1 << 2  # in the second word of hidden flags
 # SVM's virtual interrupt masking, in the same word. Without it MOV from CR8 reads 0 in Unicorn,
 # with it what MOV to CR8 wrote; the only other effect is on an interrupt line that nobody drives.
@@ -97,6 +101,16 @@ class ContextCodec(RegisterAccess):
     def interrupt_shadow(self) -> bool:
         """Whether STI or MOV SS holds interrupts off at this boundary."""
         return bool(_INT.unpack_from(self._context.save(), self.layout.flags + 40)[0] & _HIDDEN_INHIBIT)
+
+    def arm(self, vmcb: int, intercepts: int, cr_reads: int, cr_writes: int) -> None:
+        """Turn on QEMU's intercepts, as of a guest under AMD's SVM: see `unicorn_traps`. They stay
+        on through `write_state`. `vmcb` is the physical address of a page for QEMU's own use; the
+        others are masks as in a VMCB (APM vol. 2, appendix B)."""
+        data, at = self._context.save(), self.layout
+        _ARMED.pack_into(data, at.debug + 104, vmcb, 0, intercepts, cr_reads, cr_writes, 0, 0, 0)
+        hidden = _INT.unpack_from(data, at.flags + 40)[0]
+        _INT.pack_into(data, at.flags + 40, hidden | _HIDDEN_GUEST)
+        self._context.restore()
 
     def write_registers(self, registers: Registers) -> None:
         """General registers, RIP and RFLAGS; in an INTR hook it does not end the run."""

@@ -1,4 +1,4 @@
-"""Three words of Unicorn's structures that have no name in its API, found by what they do.
+"""Four words of Unicorn's structures that have no name in its API, found by what they do.
 
 Each is looked for in a scratch engine, once a process, and proved by its effect; nothing
 is used that did not prove itself. NotSupported where one is not found: the portable way is
@@ -32,6 +32,9 @@ class Offsets(NamedTuple):
     no_exit: int
     #: From the CPU structure, negative: `halted`, 1 after HLT and 0 after another stop.
     halted: int
+    #: From the engine's handle: the pointer to QEMU's CPUState, at a fixed distance before the
+    #: CPU structure.
+    cpu: int
 
 
 #: Less than uc_struct has in 2.1.4.
@@ -122,6 +125,8 @@ def _halted(find_cpu: Callable[[Uc], int]) -> int:
 _CODE = 0x1000
 #: How far before the CPU structure `halted` can be.
 _BEFORE_CPU = 0x1000
+#: More than CPUState has; the CPU structure follows it.
+_CPU_BYTES = 0x10000
 _alive: list[Any] = []
 
 
@@ -155,24 +160,36 @@ def _find_cpu(uc: Uc) -> int:
     """The address of the CPU structure: what a block hook finds in RBP, where TCG keeps it."""
     from .thunks import Shared, Thunks
 
-    layout = ContextCodec(uc).layout
-    thunks = Thunks(_handle(uc), layout.registers, layout.segments, layout.cr, 0)
+    thunks = Thunks(_handle(uc), ContextCodec(uc).layout, 0)
     _alive.append(thunks)
     hook = ctypes.c_size_t()
     uclib.uc_hook_add(
         uc._uch, ctypes.byref(hook), uc_const.UC_HOOK_BLOCK, ctypes.c_void_p(thunks.make("block")),
         ctypes.c_void_p(thunks.shared), ctypes.c_uint64(1), ctypes.c_uint64(0),
     )  # fmt: skip
-    thunks.words[Shared.LIMIT] = 0
+    thunks.words[Shared.LIMIT] = thunks.words[Shared.END] = 0
     uc.emu_start(_CODE, _CODE + 0x100)
-    thunks.words[Shared.LIMIT] = 1 << 62
+    thunks.words[Shared.LIMIT] = thunks.words[Shared.END] = 1 << 62
     return thunks.words[Shared.ENV]
+
+
+def _cpu() -> int:
+    """The only pointer in uc_struct to somewhere before the CPU structure and near it, twice."""
+    places = []
+    for _ in range(2):
+        uc = _scratch(b"\x90")
+        env, data = _find_cpu(uc), ctypes.string_at(_handle(uc), _STRUCT_BYTES)
+        words = (int.from_bytes(data[at : at + 8], "little") for at in range(0, _STRUCT_BYTES, 8))
+        places.append([8 * n for n, word in enumerate(words) if 0 < env - word < _CPU_BYTES])
+    if len(places[0]) != 1 or places[0] != places[1]:
+        raise NotSupported(f"the pointer to CPUState was found at {places} of uc_struct")
+    return places[0][0]
 
 
 @functools.cache
 def engine_offsets() -> Offsets:
-    """All three; a few milliseconds, once a process."""
+    """All four; a few milliseconds, once a process."""
     try:
-        return Offsets(_recursion(), _no_exit(), _halted(_find_cpu))
+        return Offsets(_recursion(), _no_exit(), _halted(_find_cpu), _cpu())
     finally:
         _alive.clear()

@@ -232,6 +232,7 @@ def _search(data: bytes, access: RegisterAccess) -> Layout:
     expect("the error code", debug - 16, "<ii", _BAD_SELECTOR, 0)
     expect("the breakpoints", debug + 64, "<4Q", 0, 0, 0, 0)
     expect("the old exception", debug + 96, "<i", 13)
+    expect("the SVM fields", debug + 104, "<QQQHHHHI4xQI", *(0,) * 10)
     expect("CR8", debug + 156, "<B", 5)
     return Layout(
         registers=registers, flags=flags, segments=segments, cr=cr, efer=efer, fpu=fpu, x87=x87,

@@ -21,14 +21,14 @@ from unicorn.unicorn_py3.unicorn import Uc, uclib
 from ...errors import NotSupported
 from ...exits import Access, MmioRead, MmioWrite, PortRead, PortWrite
 from ..unicorn_cut import MASK, STRING, AccessCutter
-from ..unicorn_vcpu import PAGE, check
-from .context import ContextCodec
+from ..unicorn_vcpu import PAGE, PRIVATE, check
 from .offsets import engine_offsets
 from .thunks import (
     FLAG_CROSSES,
     FLAG_INDEX,
     FLAG_TAIL,
     FLAG_UNUSUAL,
+    FLAG_USER,
     Shared,
     Thunks,
 )
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DRAIN", "INLINE", "ONE", "ReplayCutter"]
 
-#: A page above all guest memory, for a moment at start-up.
-_SPARE = 0xF000000000000
 _CODE64 = 1 << 15  # HF_CS64
 _COMPARING = b"\xa6\xa7\xae\xaf"
 _M64 = (1 << 64) - 1
@@ -58,6 +56,7 @@ _PIECE = ctypes.CFUNCTYPE(_U64, _U64, _INT)
 _START = ctypes.CFUNCTYPE(_INT)
 _STOP = ctypes.PYFUNCTYPE(None)
 _TRUTH = ctypes.CFUNCTYPE(None, ctypes.c_void_p, _INT, _U64, _INT, _U64)
+_TRAP = ctypes.CFUNCTYPE(_INT, _U32)
 
 #: How a run treats an access: a handler answers it; the caller of `run` does; writes are
 #: queued, since the caller only wants the instruction finished.
@@ -91,10 +90,8 @@ class ReplayCutter(AccessCutter):
 
     def open(self, uc: Uc) -> None:
         super().open(uc)
-        self.codec = ContextCodec(uc)
-        layout = self.codec.layout
         engine, offsets = self._address or 0, engine_offsets()
-        self._thunks = Thunks(engine, layout.registers, layout.segments, layout.cr, offsets.recursion)
+        self._thunks = Thunks(engine, self.codec.layout, offsets.recursion)
         self._recursion = _view(ctypes.c_uint32, engine + offsets.recursion)
         self._no_exit = memoryview(ctypes.c_uint8.from_address(engine + offsets.no_exit)).cast("B")
         self._words = self._thunks.words
@@ -116,16 +113,17 @@ class ReplayCutter(AccessCutter):
 
     def _find_cpu(self) -> None:
         """Learn where the CPU structure is, from a run that ends before its first instruction."""
-        check(uclib.uc_mem_map(self._handle, _SPARE, PAGE, uc_const.UC_PROT_ALL), "map a page")
-        self._words[Shared.LIMIT] = 0
-        check(uclib.uc_emu_start(self._handle, _SPARE, 0, 0, 0), "start")
-        check(uclib.uc_mem_unmap(self._handle, _SPARE, PAGE), "unmap a page")
-        address = self._words[Shared.ENV]
+        words = self._words
+        words[Shared.LIMIT] = words[Shared.END] = 0
+        check(uclib.uc_emu_start(self._handle, PRIVATE, 0, 0, 0), "start")
+        address = words[Shared.ENV]
         layout = self.codec.layout
         if not address:
             raise NotSupported("Unicorn's block hook was not called")
+        words[Shared.CPU] = ctypes.c_uint64.from_address((self._address or 0) + engine_offsets().cpu).value
         self._rip = _view(ctypes.c_uint64, address + layout.registers + 16 * 8)
         self._hidden = _view(ctypes.c_uint32, address + layout.flags + 40)
+        self._flags = _view(ctypes.c_uint64, address + layout.flags)
         self._cs_base = _view(ctypes.c_uint64, address + layout.segments + 24 + 8)
         self._paging = _Paging(address + layout.cr, address + layout.efer)
         self._engine_halted = _view(ctypes.c_uint32, address + engine_offsets().halted)
@@ -157,6 +155,12 @@ class ReplayCutter(AccessCutter):
         for name, kind, callback, insn in kinds:
             self._keep.append(callback)
             self._hook(kind, self._thunks.make(name, _pointer(callback)), insn, user=self._thunks.shared)
+        trap = _TRAP(self._on_trap)
+        self._keep.append(trap)
+        thunk = self._thunks.make("trap", _pointer(trap))
+        self._hook(uc_const.UC_HOOK_INTR, thunk, user=self._thunks.shared)
+        thunk = self._thunks.make("invalid", thunk)
+        self._hook(uc_const.UC_HOOK_INSN_INVALID, thunk, user=self._thunks.shared)
         piece = _PIECE(self._on_piece)
         self._keep.append(piece)
         self._piece_thunk = self._thunks.make("piece", _pointer(piece))
@@ -181,6 +185,8 @@ class ReplayCutter(AccessCutter):
 
         def on_in(port: int, size: int, flags: int) -> int:
             if flags:
+                if flags & FLAG_USER and me._port_denied(port, size):
+                    return 0
                 if not me._watched:
                     return me._be_watched()
                 return me._access(PortRead, port, size, 0, flags & FLAG_INDEX)
@@ -191,6 +197,8 @@ class ReplayCutter(AccessCutter):
 
         def on_out(port: int, size: int, value: int, flags: int) -> None:
             if flags:
+                if flags & FLAG_USER and me._port_denied(port, size):
+                    return
                 if not me._watched:
                     me._be_watched()
                     return
@@ -394,12 +402,29 @@ class ReplayCutter(AccessCutter):
     def _leave(self) -> None:
         self._stop_engine()
 
-    def _stop_soon(self) -> None:
+    def _stop_behind(self) -> None:
         """Leave in the access, which counts as made. An instruction that is executed alone ends
         by itself, and must: its store may have reached RAM."""
         self._made = True
         if not self._alone:
+            self._leaving = True
             self._leave()
+
+    def _look_soon(self) -> None:
+        """Where no clock counts it is enough to stop at the next block."""
+        if self.vm.options.exact_interrupts or self._in_trap:
+            self._stop_soon()
+        else:
+            self._words[Shared.LIMIT] = self._words[Shared.END] = 0
+
+    def _deliver_exception(self, vector: int) -> str | None:
+        """QEMU's own delivery of an exception met a fault, `vector`, and nothing of the guest has
+        changed. It is delivered anew, by what knows such cases exactly."""
+        words = self._words
+        words[Shared.DELIVERING] = 0
+        words[Shared.TRAPS] += 1
+        first, soft = words[Shared.VECTOR], words[Shared.SOFT]
+        return self._traps.deliver_again(first, words[Shared.ERROR], soft, words[Shared.NEXT])
 
     def _forget(self) -> None:
         """No instruction is in flight."""

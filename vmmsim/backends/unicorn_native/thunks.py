@@ -4,7 +4,9 @@ What no documented call offers, and what costs next to nothing in machine code:
 
 * `block`, a hook at the start of each translated block, ends the run when a budget is
   used up. Other threads end a run by setting the budget to 0: the guest stops between two
-  instructions, where `uc_emu_stop` from another thread makes some of them run twice.
+  instructions, where `uc_emu_stop` from another thread makes some of them run twice. It
+  also waits for the interrupt window: what sets RFLAGS.IF ends a block, so the window opens
+  at the start of one.
 * `insn`, a hook before each instruction, counts them and ends the run at a limit.
 * `in`, `out`, `read` and `write` stand around the Python callbacks for accesses. They tell
   the callback how many accesses the executing instruction has made before this one, and
@@ -16,6 +18,10 @@ What no documented call offers, and what costs next to nothing in machine code:
   engine by itself: Unicorn has not stored RIP then, and would begin the block anew. The
   check that Unicorn makes behind each load leaves it, and knows RIP.
 * `leave` is a hook that leaves the engine there.
+* `trap` is the hook for exceptions, and `invalid` that for #UD. They call QEMU's own delivery,
+  x86_cpu_do_interrupt, which Unicorn never calls. Python is asked for what is no exception (an
+  intercept, see `unicorn_traps`), and when the delivery itself faulted: QEMU then leaves by
+  longjmp and comes with the new exception.
 * `start` and `stop` are uc_emu_start from RIP on, with the words of a run reset, and
   uc_emu_stop. They take no arguments: ctypes needs longer for those of uc_emu_start than
   for the call.
@@ -28,12 +34,15 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unicorn.unicorn_py3.unicorn import uclib
 
 from ...errors import NotSupported
 from .assembly import CODE, CONSTANTS
+
+if TYPE_CHECKING:
+    from .probe import Layout
 
 __all__ = [
     "FLAG_CROSSES",
@@ -41,6 +50,7 @@ __all__ = [
     "FLAG_SPECIAL",
     "FLAG_TAIL",
     "FLAG_UNUSUAL",
+    "FLAG_USER",
     "FLAG_ZERO",
     "Shared",
     "Thunks",
@@ -51,6 +61,7 @@ FLAG_CROSSES = 0x10000  #: it runs over the end of a page
 FLAG_ZERO = 0x20000  #: a store of 0, maybe to ES:RDI: INS makes one before it reads the port
 FLAG_TAIL = 0x40000  #: a byte of a store that began in the page before
 FLAG_SPECIAL = 0x80000  #: Python has set Shared.SPECIAL
+FLAG_USER = 0x100000  #: IN or OUT at a CPL other than 0
 FLAG_INDEX = 0xFFFF  #: that number of accesses
 FLAG_UNUSUAL = FLAG_CROSSES | FLAG_ZERO | FLAG_TAIL
 
@@ -59,9 +70,9 @@ class Shared:
     """Indices of the 64-bit words that thunks and Python share. All unsigned in Python."""
 
     BYTES = 0  #: code bytes executed so far
-    LIMIT = 1  #: the run ends at the block that starts when BYTES has reached this
+    LIMIT = 1  #: the block hook looks closer when BYTES has reached this: END, or 0 (see END)
     BLOCKS = 2  #: blocks entered so far
-    REASON = 3  #: why a thunk ended the run: 0 it did not, 1 LIMIT, 2 INSN_LIMIT
+    REASON = 3  #: why a thunk ended the run: 0 it did not, 1 END, 2 INSN_LIMIT, 3 the window
     ENV = 4  #: address of QEMU's CPU structure (TCG keeps it in RBP)
     INSNS = 5  #: instructions started, while the insn thunk is installed
     INSN_LIMIT = 6
@@ -76,7 +87,26 @@ class Shared:
     ENGINE = 17  #: the engine's handle
     START = 18  #: address of uc_emu_start
     ANSWER = 19  #: the answer of the last read
-    COUNT = 20
+    #: The run ends at the block that starts when BYTES has reached this. With LIMIT less than
+    #: END it ends also at the first block with RFLAGS.IF set and no shadow: the interrupt window.
+    END = 20
+    CPU = 21  #: address of QEMU's CPUState
+    DELIVERING = 22  #: an exception's delivery has begun, and is not done
+    VECTOR = 23  #: which: its vector,
+    ERROR = 24  #: error code,
+    SOFT = 25  #: whether it is of INT n, INT3 or INTO,
+    NEXT = 26  #: and then, where the next instruction is
+    TRAPS = 27  #: exceptions delivered so far
+    COUNT = 28
+
+
+#: What the thunks call of Unicorn's library.
+_SYMBOLS = {
+    "START": "uc_emu_start",
+    "UC_EMU_STOP": "uc_emu_stop",
+    "CHECK_EXIT": "helper_check_exit_request_x86_64",
+    "DO_INTERRUPT": "x86_cpu_do_interrupt_x86_64",
+}
 
 
 def _symbol(name: str) -> int | None:
@@ -94,19 +124,25 @@ class Thunks:
     host has no executable memory or the library lacks a symbol.
     """
 
-    def __init__(self, engine: int, registers: int, segments: int, cr: int, recursion: int) -> None:
-        """`engine` is the engine's handle; `registers`, `segments` and `cr` are where these are in
-        the CPU structure, `recursion` is the offset of `size_recur_mem` in uc_struct."""
-        start, stop = _symbol("uc_emu_start"), _symbol("uc_emu_stop")
-        leave = _symbol("helper_check_exit_request_x86_64")
-        if start is None or stop is None or leave is None:
-            raise NotSupported("this build of Unicorn exports no helper_check_exit_request_x86_64")
-        self._stop, self._leave = stop, leave
+    def __init__(self, engine: int, layout: Layout, recursion: int) -> None:
+        """`engine` is the engine's handle, `layout` tells where things are in the CPU structure,
+        `recursion` is the offset of `size_recur_mem` in uc_struct."""
+        self._addresses: dict[str, int] = {}
+        for slot, symbol in _SYMBOLS.items():
+            address = _symbol(symbol)
+            if address is None:
+                raise NotSupported(f"this build of Unicorn exports no {symbol}")
+            self._addresses[slot] = address
         self._offsets = {
-            "RIP": registers + 16 * 8,
-            "RDI": registers + 7 * 8,
-            "ES_BASE": segments + 8,
-            "CR0": cr,
+            "RIP": layout.registers + 16 * 8,
+            "RDI": layout.registers + 7 * 8,
+            "ES_BASE": layout.segments + 8,
+            "CR0": layout.cr,
+            "EFLAGS": layout.flags,
+            "HFLAGS": layout.flags + 40,
+            "EXCEPTION": layout.error_code,
+            "EXCEPTION_IS_INT": layout.error_code + 4,
+            "EXCEPTION_NEXT": layout.error_code + 8,
             "RECURSION": recursion,
         }
         try:
@@ -120,15 +156,18 @@ class Thunks:
         self._words = (ctypes.c_uint64 * Shared.COUNT)()
         self.shared = ctypes.addressof(self._words)
         self.words: Any = memoryview(self._words).cast("B").cast("Q")
-        self.words[Shared.LIMIT] = self.words[Shared.INSN_LIMIT] = 1 << 62
-        self.words[Shared.ENGINE], self.words[Shared.START] = engine, start
+        for limit in (Shared.LIMIT, Shared.END, Shared.INSN_LIMIT):
+            self.words[limit] = 1 << 62
+        self.words[Shared.ENGINE], self.words[Shared.START] = engine, self._addresses["START"]
 
     def make(self, name: str, callback: int = 0) -> int:
         """Write the thunk `name` into the page; returns its address."""
         code = CODE[name]
-        addresses = {"UC_EMU_STOP": self._stop, "CALLBACK": callback, "CHECK_EXIT": self._leave}
+        addresses = self._addresses | {"CALLBACK": callback}
         for size, values in ((8, addresses), (4, self._offsets)):
             for slot, value in values.items():
+                if slot not in CONSTANTS:  # a value that goes into the words
+                    continue
                 code = code.replace(CONSTANTS[slot].to_bytes(size, "little"), value.to_bytes(size, "little"))
         at = self._used
         self._page[at : at + len(code)] = code

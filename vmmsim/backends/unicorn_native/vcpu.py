@@ -22,8 +22,9 @@ from unicorn.unicorn_py3.unicorn import UcError
 
 from ...cpu.state import CpuState
 from ...errors import NotSupported
-from ...exits import BudgetSpent, Cancelled, Exit, Halt, ReadAccess
+from ...exits import BudgetSpent, Cancelled, Exit, Halt, ReadAccess, Shutdown
 from ..ticker import TICK_SECONDS, hurry, watch
+from ..unicorn_vcpu import FOREVER, GP
 from .context import context_usable
 from .offsets import engine_offsets
 from .replay import DRAIN, INLINE, ONE, ReplayCutter
@@ -35,12 +36,11 @@ if TYPE_CHECKING:
 
 __all__ = ["NativeVcpu", "native_usable"]
 
-_FOREVER = 1 << 62
 #: Code bytes after which the engine comes back to Python, so that signal handlers run
 #: even when nobody watches for signals. Some milliseconds of ordinary code.
 _SLICE = 16 << 20
 # Of the path of each exit: a module's names are found faster than a class's attributes.
-_BYTES, _LIMIT, _SPECIAL = Shared.BYTES, Shared.LIMIT, Shared.SPECIAL
+_BYTES, _LIMIT, _END, _SPECIAL = Shared.BYTES, Shared.LIMIT, Shared.END, Shared.SPECIAL
 _INHIBIT = 1 << 3  # HF_INHIBIT_IRQ
 #: Freedom shorter than this many seconds was not worth its price; at most so many slices
 #: without an access are waited for before the next.
@@ -61,9 +61,10 @@ class NativeVcpu(ReplayCutter):
         self._last_access: Any = None
         self.open(vm.uc)
         self.codec.write_state(CpuState())
+        self._arm()
 
     def _kick(self) -> None:
-        self._words[Shared.LIMIT] = 0
+        self._words[_END] = self._words[_LIMIT] = 0
         self.kick()
         if self._free_running:
             hurry()
@@ -73,7 +74,7 @@ class NativeVcpu(ReplayCutter):
 
     @property
     def tick_seconds(self) -> float:
-        return 0.001 if self._cancelled and self._free_running else TICK_SECONDS
+        return 0.001 if (self._cancelled or self._look) and self._free_running else TICK_SECONDS
 
     def signs_of_life(self) -> tuple[bool, int]:
         return self._free_running, 0
@@ -88,7 +89,7 @@ class NativeVcpu(ReplayCutter):
         self._use(handler)
         self._answer_unseen(handler)
         self._take_answer()
-        if self._stop is not None:  # asked for just now, before the engine has started
+        if self._stop is not None or self._look:  # asked for just now, before the engine has started
             self._mode = INLINE
             stop = self._after_finish()
             if stop is not None:
@@ -104,6 +105,11 @@ class NativeVcpu(ReplayCutter):
         self._take_answer()
         if not self._watched:
             self._watch(True)
+        if self._look and self._restart:
+            self._mode = ONE
+            exit = self._after_finish()
+            if exit is not None:
+                return exit
         return self._run(ONE, max_insns)
 
     def _take_answer(self) -> None:
@@ -116,9 +122,11 @@ class NativeVcpu(ReplayCutter):
 
     def _run(self, mode: str, max_insns: int | None) -> Exit:
         words = self._words
+        budget = FOREVER
         if max_insns is not None:
             self._count()
-            words[Shared.INSN_LIMIT] = words[Shared.INSNS] + max_insns
+            budget = words[Shared.INSNS] + max_insns
+        self._run_thread = threading.get_ident()
         self._running = True
         try:
             while True:
@@ -126,35 +134,49 @@ class NativeVcpu(ReplayCutter):
                     self._cancelled = False
                     return Cancelled()
                 self._mode = mode
+                if self._look:
+                    exit = self._attend()
+                    if exit is not None:
+                        return exit
+                    continue
                 plain = mode is INLINE and not self._restart and self._watched
                 words[_SPECIAL] = 0 if plain else FLAG_SPECIAL
-                words[_LIMIT] = words[_BYTES] + _SLICE
-                if self._cancelled:  # it was set after the test above, before the limit
+                words[_END] = end = words[_BYTES] + _SLICE
+                words[_LIMIT] = 0 if self._want else end
+                if self._want and not self._watched:
+                    self._watch(True)
+                if self._counting:
+                    words[Shared.INSN_LIMIT] = min(budget, self._alarm)
+                if self._cancelled or self._look:  # it was set after the tests above, before the limit
                     continue
-                status = self._start()
-                exit = self._ended(status)
+                exit = self._ended(self._start())
                 if exit is not None:
-                    if isinstance(exit, BudgetSpent) and exit.unit == "insns":
-                        exit.amount = max_insns or 0
                     return exit
+                if self._counting and words[Shared.REASON] == 2:
+                    if words[Shared.INSNS] >= budget:
+                        return BudgetSpent("insns", max_insns or 0)
+                    self._alarm, self._look = FOREVER, True
         finally:
             self._running = False
-            if max_insns is not None:
-                words[Shared.INSN_LIMIT] = _FOREVER
+            words[Shared.INSN_LIMIT] = FOREVER
 
     def _start(self) -> int:
         self._forget_pieces()
-        if self._watched:
-            status: int = self._start_engine()
-            return status
-        watch(self)
-        self._free_running = True
+        self._engine_halted[0] = 0
+        self._executing = True
         try:
-            self._engine_halted[0] = 0
-            return 0 if self._cancelled else self._start_engine()
+            if self._watched:
+                status: int = self._start_engine()
+                return status
+            watch(self)
+            self._free_running = True
+            try:
+                return 0 if self._cancelled or self._look else self._start_engine()
+            finally:
+                with self._kick_lock:
+                    self._free_running = False
         finally:
-            with self._kick_lock:
-                self._free_running = False
+            self._executing = False
 
     def _ended(self, status: int) -> Exit | None:
         """What the end of an `emu_start` is; None to go on."""
@@ -164,26 +186,34 @@ class NativeVcpu(ReplayCutter):
         if self._pending is not None:
             self._uncount()
             return self._pending
-        if self._want_truth or self._want_flush or self._stop is not None or self._error is not None:
+        if self._denied:
+            self._denied = False
+            self._uncount()
+            self._forget()
+            cause = self._traps.deliver(GP, error=0, kind="fault")
+            return None if cause is None else Shutdown(cause)
+        if self._want_truth or self._want_flush or self._leaving:
+            self._leaving = False
             self._uncount()
             self._same(self._made)
             self._restart = True
             return self._after_finish()
         self._walking = False
-        if self._fault is not None or status:
+        if self._shutdown is not None or status:
             self._forget()
-            return self._error_exit(status)
-        if self._refused is not None:
-            return self._refused_exit()
-        if not self._watched:
-            return Halt() if self._engine_halted[0] else None
+            return self._failed_exit(status)
+        if self._at_boundary:
+            self._at_boundary = False
+            self._forget()
+            return self._asked_for()
+        if self._engine_halted[0]:
+            return Halt()
         reason = self._words[Shared.REASON]
-        if reason == 2:
-            return BudgetSpent("insns", 0)
-        if reason == 1:
+        if reason == 3:
+            self._look = True
+        elif reason == 1 and not (self._look or self._cancelled):
             self._consider_freedom()
-            return None
-        return Halt()
+        return None
 
     def _end_freedom(self) -> None:
         """Free code has made an access, which is not made yet: watch it from here on."""
@@ -231,7 +261,7 @@ class NativeVcpu(ReplayCutter):
         """Execute the instruction in flight to its end, answering from the log what it has
         done. It stays in flight if a read waits for its answer or if it faults."""
         words, hidden = self._words, self._hidden
-        limit, words[Shared.INSN_LIMIT] = words[Shared.INSN_LIMIT], _FOREVER
+        limit, words[Shared.INSN_LIMIT] = words[Shared.INSN_LIMIT], FOREVER
         shadow = hidden[0] & _INHIBIT
         retired = truthful = False
         words[Shared.SPECIAL] = FLAG_SPECIAL
@@ -241,12 +271,13 @@ class NativeVcpu(ReplayCutter):
         try:
             while True:
                 self._flush_if_wanted()
+                traps = words[Shared.TRAPS]
                 truthful |= self._want_truth
                 self._want_truth = False
                 hooks = self._tell_truth() if truthful else []
                 began = words[Shared.BYTES]
                 rip = self._rip[0]
-                words[Shared.LIMIT] = began + 1
+                words[_LIMIT] = words[_END] = began + 1
                 hidden[0] |= _INHIBIT
                 status = self._start()
                 for hook in hooks:
@@ -256,16 +287,16 @@ class NativeVcpu(ReplayCutter):
                     if words[Shared.BYTES] == began:  # a cancel came before its first byte
                         continue
                     retired = True
-                    self._last_pass(rip)
+                    if words[Shared.TRAPS] == traps:
+                        self._last_pass(rip)
                     self._flush_if_wanted()
                     self._forget()
                     return
-                if self._fault is not None or status:
-                    # The exception comes again, and is dealt with, when the vCPU runs on. If no
-                    # access crossed into MMIO, the CPU's walk met a page table there: let it.
+                if status or self._shutdown is not None or self._at_boundary or self._denied:
+                    # It comes again, and is dealt with, when the vCPU runs on. If no access crossed
+                    # into MMIO, the CPU's walk met a page table there: let it.
                     self._walking = truthful
-                    self._fault = None
-                    self.codec.clear_old_exception()
+                    self._shutdown, self._denied = None, False
                     self._forget()
                     return
                 self._uncount()
@@ -300,6 +331,12 @@ class NativeVcpu(ReplayCutter):
             self._finish()
         finally:
             self._running = False
+
+    def set_alarm(self, insns: int | None) -> None:
+        self._alarm = FOREVER if insns is None else insns
+        if self._executing and not self._alone:
+            words = self._words
+            words[Shared.INSN_LIMIT] = min(words[Shared.INSN_LIMIT], self._alarm)
 
     def _check_settable(self) -> None:
         super()._check_settable()

@@ -8,8 +8,10 @@ instruction, and may leave there: exactly between two instructions. Three things
   is added in the callback: it is called before the next instruction. (Unicorn looks hooks
   up again at each call when there is more than one; so one that is never called is there
   from the start.)
-* HLT and the end of a slice look the same from outside. So each new block that ends in
-  HLT gets a hook at that address, which tells.
+* HLT is an intercept, which comes before it is executed (see `unicorn_traps`).
+* Exceptions are delivered in the hook that Unicorn calls for them. An interrupt is delivered
+  between two slices. When one is pending that the guest cannot take yet, slices are of one
+  instruction, or short where it need not be exact.
 
 An access is answered inside its callback. For `run`, which gives each access to the
 caller, the engine runs in a thread of its own, whose callback waits until the caller has
@@ -30,7 +32,7 @@ from unicorn import unicorn_const as uc_const
 from unicorn import x86_const
 from unicorn.unicorn_py3.unicorn import Uc, uclib
 
-from ...cpu.state import CpuState
+from ...cpu.state import CpuState, Registers
 from ...exits import (
     Access,
     BudgetSpent,
@@ -41,10 +43,10 @@ from ...exits import (
     PortRead,
     PortWrite,
     ReadAccess,
+    Shutdown,
 )
 from ..unicorn_cut import MASK, AccessCutter
-from ..unicorn_vcpu import PAGE, check, quick
-from .codec import PortableCodec
+from ..unicorn_vcpu import FOREVER, GP, PAGE, SVM_HLT, check, quick
 
 if TYPE_CHECKING:
     from ..base import AccessHandler
@@ -52,22 +54,20 @@ if TYPE_CHECKING:
 
 __all__ = ["PortableVcpu"]
 
-_FOREVER = 1 << 62
-#: Instructions in the first slice of a run, and in the longest: some milliseconds.
+#: Instructions in the first slice of a run, and in the longest: some milliseconds. With a board
+#: a slice is as late as an interrupt can be.
 _FIRST_SLICE = 20_000
-_SLICE = 500_000
-_HLT = b"\xf4"
-#: Instructions that end a block, as capstone names them; and its modes for ours.
-_TRANSFERS = ("j", "call", "lcall", "ljmp", "ret", "iret", "int", "loop", "sys")
-_CAPSTONE_MODES = {"l64": "CS_MODE_64", "p32": "CS_MODE_32", "c32": "CS_MODE_32"}
+_SLICE, _SLICE_WITH_BOARD = 500_000, 50_000
 #: For a hook that is never called.
 _NOWHERE = (1 << 64) - 1
+_UD = 6
 #: How far an access reaches beyond its first byte.
 _REACH = 7
 
 _INT, _U32, _U64, _PTR = ctypes.c_int, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p
 _INSN = ctypes.CFUNCTYPE(None)
-_BLOCK = ctypes.CFUNCTYPE(None, _PTR, _PTR)
+_INTR = ctypes.CFUNCTYPE(None, _PTR, _U32)
+_INVALID = ctypes.CFUNCTYPE(ctypes.c_bool, _PTR)
 _IN = ctypes.CFUNCTYPE(_U32, _PTR, _U32, _INT)
 _OUT = ctypes.CFUNCTYPE(None, _PTR, _U32, _INT, _U32)
 _READ = ctypes.CFUNCTYPE(ctypes.c_bool, _PTR, _INT, _U64, _INT)
@@ -88,14 +88,17 @@ class PortableVcpu(AccessCutter):
         self._counting = vm.options.count_insns
         #: Instructions begun, and at which of them the run ends; only while counting.
         self._begun = 0
-        self._limit = _FOREVER
+        self._limit = FOREVER
         self._budget = 0
         #: The run was ended by a hook before an instruction.
         self._stopped = False
         self._stopper: Any = None
-        #: RIP of the HLT that began last, and the linear addresses of all that are known.
-        self._hlt = -1
-        self._hlts: set[int] = set()
+        #: HLT was executed.
+        self._hlt = False
+        #: The slice while an interrupt is waited for, and the registers before an IN or OUT that
+        #: was denied.
+        self._short = 1
+        self._before: Registers | None = None
         #: Which access this is; the accesses of one INS share a number.
         self._serial = 0
         self._skip = 0
@@ -108,15 +111,14 @@ class PortableVcpu(AccessCutter):
         self._forget_pieces()
         self.open(vm.uc)
         self.codec.write_state(CpuState())
+        self._arm(hlt=True)
 
     def open(self, uc: Uc) -> None:
         super().open(uc)
-        self.codec = PortableCodec(uc, self.vm.read_physical)
         self._stop_callback = _INSN(self._on_stop)
-        self._hlt_callback = _INSN(self._on_hlt)
-        self._hlts.clear()
+        self._hook(uc_const.UC_HOOK_INTR, _INTR(lambda _uc, vector: self._on_trap(vector)))
+        self._hook(uc_const.UC_HOOK_INSN_INVALID, _INVALID(lambda _uc: bool(self._on_trap(_UD))))
         self._hook(uc_const.UC_HOOK_CODE, _INSN(lambda: None), bounds=(_NOWHERE, _NOWHERE))
-        self._hook(uc_const.UC_HOOK_EDGE_GENERATED, _BLOCK(self._on_new_block))
         if self._counting:
             self._count()
         self._hook(uc_const.UC_HOOK_INSN, _IN(self._on_in), x86_const.UC_X86_INS_IN)
@@ -155,54 +157,24 @@ class PortableVcpu(AccessCutter):
         self._stopped = True
         self._leave()
 
-    def _stop_soon(self) -> None:
+    def _stop_behind(self) -> None:
         if self._counting:
             self._limit = 0
         elif self._stopper is None:
             self._stopper = self._hook(uc_const.UC_HOOK_CODE, self._stop_callback)
             self._keep.pop()
 
-    def _on_new_block(self, _uc: int, block: int) -> None:
-        """A block was translated: if it ends in HLT, hook that."""
-        pc = ctypes.c_uint64.from_address(block).value
-        size = ctypes.c_uint16.from_address(block + 10).value  # struct uc_tb of unicorn.h
-        if pc + size - 1 not in self._hlts:
-            state = self.codec.read_state()
-            if self._code(state, pc + size - 1, 1) == _HLT:
-                self._hook_hlts(state, pc, size)
+    def _deliver_exception(self, vector: int) -> str | None:
+        fault, cause = self._traps.deliver_raised(vector)
+        if fault and self._counting:  # it has not retired
+            self._begun -= 1
+        return cause
 
-    def _hook_first_block(self) -> None:
-        """Unicorn tells of each new block but the first of a run."""
-        state = self.codec.read_state()
-        pc = state.linear_rip
-        self._hook_hlts(state, pc, PAGE - pc % PAGE)
-
-    def _hook_hlts(self, state: CpuState, pc: int, size: int) -> None:
-        """Hook the HLT that ends the block at `pc`, which is at most `size` bytes long. What
-        cannot be decoded may be one wherever the byte is there."""
-        import capstone
-
-        mode = getattr(capstone, _CAPSTONE_MODES.get(state.mode, "CS_MODE_16"))
-        code = self._code(state, pc, size)
-        end = 0
-        for address, length, name, _ in capstone.Cs(capstone.CS_ARCH_X86, mode).disasm_lite(code, pc):
-            end = address - pc + length
-            if name == "hlt":
-                self._hook_hlt(address)
-            if name == "hlt" or name.startswith(_TRANSFERS):
-                return
-        for at in range(end, min(len(code), end + 64)):
-            if code[at : at + 1] == _HLT:
-                self._hook_hlt(pc + at)
-
-    def _hook_hlt(self, linear: int) -> None:
-        if linear not in self._hlts:
-            self._hlts.add(linear)
-            self._hook(uc_const.UC_HOOK_CODE, self._hlt_callback, bounds=(linear, linear))
-            self._keep.pop()
-
-    def _on_hlt(self) -> None:
-        self._hlt = self.codec.read_rip()
+    def _intercepted(self, code: int) -> None:
+        super()._intercepted(code)
+        if code == SVM_HLT:
+            self._hlt = True
+            self._leave()
 
     def _token(self) -> int:
         return self._serial
@@ -212,11 +184,25 @@ class PortableVcpu(AccessCutter):
         if self._ins_seen != self._serial:
             self._serial += 1
 
+    def _may(self, port: int, size: int) -> bool:
+        """Whether the IN or OUT at hand has a right to its port. If not it is undone behind it:
+        Unicorn cannot be left before."""
+        if not self.codec.read(x86_const.UC_X86_REG_CS) & 3 or self._traps.port_allowed(port, size):
+            return True
+        if not self._denied:
+            self._denied, self._before = True, self.codec.read_registers()
+            self._stop_behind()
+        return False
+
     def _on_in(self, _uc: int, port: int, size: int) -> int:
+        if not self._may(port, size):
+            return 0
         self._next_access()
         return self._access(PortRead, port, size, 0)
 
     def _on_out(self, _uc: int, port: int, size: int, value: int) -> None:
+        if not self._may(port, size):
+            return
         self._next_access()
         self._access(PortWrite, port, size, value & MASK[size])
 
@@ -278,11 +264,11 @@ class PortableVcpu(AccessCutter):
                     self._mmio_write(address, size, value)
             except BaseException as error:
                 self._error = error
-                self._stop_soon()
+                self._stop_behind()
                 return MASK[size]
             finally:
                 if self._cancelled:  # while the device waited for a key: not to wait for another
-                    self._stop_soon()
+                    self._stop_behind()
             return 0
         exit = cls(address, size, value) if cls.is_write else cls(address, size)  # type: ignore[call-arg]
         if self._mode is _DRAIN and cls.is_write:
@@ -290,8 +276,8 @@ class PortableVcpu(AccessCutter):
             return 0
         self._events.put(exit)
         answer = self._orders.get() or 0
-        if self._mode is _DRAIN or self._cancelled:
-            self._stop_soon()
+        if self._mode is _DRAIN or self._cancelled or self._look:
+            self._stop_behind()
         return answer
 
     # -- running
@@ -317,12 +303,18 @@ class PortableVcpu(AccessCutter):
         self._use(handler)
         self._mode = _INLINE
         self._aim(max_insns)
+        self._run_thread = threading.get_ident()
         self._running = True
         try:
             while True:
                 if self._cancelled:
                     self._cancelled = False
                     return Cancelled()
+                if self._look:
+                    exit = self._attend()
+                    if exit is not None:
+                        return exit
+                    continue
                 exit = self._ended(self._start())
                 if exit is not None:
                     return exit
@@ -342,6 +334,11 @@ class PortableVcpu(AccessCutter):
             if self._cancelled:
                 self._cancelled = False
                 return Cancelled()
+            if self._look and not self._parked:
+                exit = self._attend()
+                if exit is not None:
+                    return exit
+                continue
             exit = self._next_event()
             if exit is not None:
                 return exit
@@ -350,24 +347,33 @@ class PortableVcpu(AccessCutter):
         self._slice = _FIRST_SLICE
         if max_insns is not None and not self._counting:
             self._count()
-        self._max_insns = _FOREVER if max_insns is None else self._begun + max_insns
+        self._max_insns = FOREVER if max_insns is None else self._begun + max_insns
         self._budget = max_insns or 0
 
     def _start(self) -> int:
         self._forget_pieces()
         self._skip = 0
         self._stopped = False
-        self._limit = self._max_insns
-        if self._cancelled:
+        self._limit = min(self._max_insns, self._alarm)
+        if self._cancelled or self._look:
             self._limit = 0
         self._flush_if_wanted()
-        self._hlt = -1
-        count = _FOREVER
-        if not self._counting:
+        self._hlt = False
+        count = FOREVER
+        if self._want:
+            # How often it is looked for, where it need not be exact, goes down with the time it takes.
+            count = self._short
+            if not self.vm.options.exact_interrupts:
+                self._short = min(2 * count, _SLICE_WITH_BOARD)
+            self._look = True
+        elif not self._counting:
             count = self._slice
-            self._slice = min(2 * count, _SLICE)
-            self._hook_first_block()
-        status: int = uclib.uc_emu_start(self._handle, self.codec.read_rip(), 0, 0, count)
+            self._slice = min(2 * count, _SLICE if self._board is None else _SLICE_WITH_BOARD)
+        self._executing = True
+        try:
+            status: int = uclib.uc_emu_start(self._handle, self.codec.read_rip(), 0, 0, count)
+        finally:
+            self._executing = False
         if self._stopper is not None:
             self._unhook(self._stopper)
             self._stopper = None
@@ -399,18 +405,31 @@ class PortableVcpu(AccessCutter):
 
     def _ended(self, status: int) -> Exit | None:
         """What the end of an `emu_start` is; None to go on."""
-        if self._fault is not None or status:
-            return self._error_exit(status)
-        if self._refused is not None:
-            return self._refused_exit()
+        if self._shutdown is not None or status:
+            return self._failed_exit(status)
+        if self._denied:
+            assert self._before is not None
+            self._denied = False
+            self.codec.write_registers(self._before)
+            if self._counting:
+                self._begun -= 1
+            cause = self._traps.deliver(GP, error=0, kind="fault")
+            return None if cause is None else Shutdown(cause)
+        self._at_boundary = False
         exit = self._asked_for()
         if exit is not None:
             return exit
-        if self._stopped:
-            return BudgetSpent("insns", self._budget) if self._begun >= self._max_insns else None
-        if self._counting or (self._hlt != -1 and self.codec.read_rip() == self._hlt + 1):
+        if self._hlt:
             return Halt()
+        if self._stopped and self._begun >= self._max_insns:
+            return BudgetSpent("insns", self._budget)
+        if self._begun >= self._alarm:
+            self._alarm, self._look = FOREVER, True
         return None  # the end of a slice
+
+    def set_alarm(self, insns: int | None) -> None:
+        self._alarm = FOREVER if insns is None else insns
+        self._limit = min(self._limit, self._alarm)
 
     def _quiesce(self) -> None:
         if self._running or not self._parked:
@@ -422,9 +441,7 @@ class PortableVcpu(AccessCutter):
         ended = self._next_event()
         if self._parked:
             return  # another read of the same instruction waits for its answer
-        if ended is not None and not isinstance(ended, BudgetSpent):
-            # The exception comes again, and is dealt with, when the vCPU runs on.
-            self._fault = None
+        self._ended_while_looked_at = ended
 
     @property
     def insns(self) -> int | None:
