@@ -15,7 +15,7 @@ import ctypes
 import os
 from typing import TYPE_CHECKING
 
-from ..cpu.cpuid import table
+from ..cpu.cpuid import Table, table
 from ..errors import BackendUnavailable, HostError, UsageError, VmmsimError
 from .base import Availability, Backend, Capabilities, Vcpu, Vm, VmOptions
 
@@ -123,7 +123,7 @@ class UnicornVm(Vm):
         self.options = options
         self._regions: list[Region] = []
         self._vcpu: UnicornVcpu | None = None
-        self._cpuid: dict[int, dict[tuple[int, int], tuple[int, int, int, int]]] = {}
+        self._cpuid: dict[int, Table] = {}
         self._closed = False
         self.uc = self._make_engine()
 
@@ -215,15 +215,15 @@ class UnicornVm(Vm):
 
     def _map_holes(self, vcpu: UnicornVcpu) -> None:
         """Cover all that is not memory."""
-        from .unicorn_vcpu import PRIVATE, PRIVATE_SIZE
+        from .unicorn_traps import VMCB, VMCB_SIZE
 
         at = 0
-        for gpa, size in [*((r.gpa, r.size) for r in self._regions), (PRIVATE, PRIVATE_SIZE), (_TOP, 0)]:
+        for gpa, size in [*((r.gpa, r.size) for r in self._regions), (VMCB, VMCB_SIZE), (_TOP, 0)]:
             if at < gpa:
                 vcpu.map_hole(at, gpa - at)
             at = gpa + size
 
-    def cpuid_table(self, number: int) -> dict[tuple[int, int], tuple[int, int, int, int]]:
+    def cpuid_table(self, number: int) -> Table:
         """What CPUID answers on vCPU `number`."""
         if number not in self._cpuid:
             self._cpuid[number] = table(

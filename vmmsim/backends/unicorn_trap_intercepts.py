@@ -84,7 +84,7 @@ class Intercepts:
         self._svm = cpu.debug + 13  # vm_vmcb, tsc_offset, intercept, then CR and DR by 16 bits each
         self.msrs = Msrs(unit, platform)
         self._tpr = layout.tpr
-        self._armed: frozenset[int] = frozenset()
+        self.armed: frozenset[int] = frozenset()
         #: The CR0 intercept is off for one instruction, which is a single step of ours unless the
         #: guest itself steps. DR6 as it was then.
         self.let_through = self._stepping = False
@@ -95,7 +95,7 @@ class Intercepts:
     def arm(self, codes: Iterable[int]) -> None:
         """Intercept exactly `codes` from now on, none to let the guest be as it was. Writing a
         state by `ContextCodec` leaves that alone."""
-        self._armed = frozenset(codes)
+        self.armed = frozenset(codes)
         self._cpu.save()
         self.apply(self._cpu.words)
         self._cpu.restore()
@@ -104,7 +104,7 @@ class Intercepts:
         """Put what is armed into the CPU structure of a context, as 64-bit words: where a context
         is restored that was saved before."""
         general = control_read = control_write = 0
-        for code in self._armed:
+        for code in self.armed:
             if code < 0x10:
                 control_read |= 1 << code
             elif code < 0x20:
@@ -114,7 +114,7 @@ class Intercepts:
         at, hidden = self._svm, self._cpu.hidden
         words[at], words[at + 1], words[at + 2] = VMCB, 0, general
         words[at + 3] = control_read | control_write << 16
-        words[hidden] = words[hidden] & ~_GUEST | (_GUEST if self._armed else 0)
+        words[hidden] = words[hidden] & ~_GUEST | (_GUEST if self.armed else 0)
         self.let_through = False
 
     def rearm(self, number: int | None) -> bool:

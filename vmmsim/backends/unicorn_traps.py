@@ -66,6 +66,8 @@ class TrapUnit:
         self.calls = Calls(self)
         self.intercepts = Intercepts(self, platform or Platform())
         self._plans: dict[tuple[int, int, int], tuple | None] = {}
+        #: Whether what was `raised` last is a fault: its instruction has not retired.
+        self.was_fault = False
 
     # -- what hooks and the run loop call
 
@@ -81,6 +83,7 @@ class TrapUnit:
         if number >= _VMEXIT:
             return self.intercepts.handle(number - _VMEXIT)
         how = cpu.words[cpu.error]
+        self.was_fault = not how >> 32 and number != _DB
         if how >> 32:
             return self.deliver_saved(number, None, "soft")
         error = how & 0xFFFFFFFF if number in ERROR_CODE_VECTORS else None
@@ -104,6 +107,8 @@ class TrapUnit:
         cpu.save()
         if self.intercepts.let_through:
             self.intercepts.rearm(None)
+        if cpu.words[cpu.error] >> 32:  # INT 6
+            return self.deliver_saved(_UD, None, "soft")
         if self.code(1) == b"\xf1":
             cpu.words[cpu.rip] += 1
             return self.deliver_saved(_DB, None, "icebp")

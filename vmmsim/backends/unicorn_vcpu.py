@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from unicorn import unicorn_const as uc_const
 from unicorn import x86_const
 from unicorn.unicorn_py3.unicorn import Uc, UcError, uclib
@@ -26,41 +25,37 @@ from unicorn.unicorn_py3.unicorn import Uc, UcError, uclib
 from ..cpu.cpuid import cpuid
 from ..cpu.msrs import (
     CSTAR,
-    EFER,
     FS_BASE,
     GS_BASE,
     KERNEL_GS_BASE,
     LSTAR,
-    STATE_MSRS,
     SYSENTER_EIP,
     SYSENTER_ESP,
 )
-from ..cpu.paging import linear_to_gpa
 from ..cpu.state import CpuState, Registers
 from ..cpu.validate import is_canonical, validate
 from ..errors import NotSupported, UsageError
 from ..exits import Access, Exit, FetchUnmapped, ReadAccess, Shutdown, Unsupported
 from .base import AccessHandler, Board, Vcpu
 from .unicorn_native.context import ContextCodec
-from .unicorn_traps import GuestRam, TrapUnit
+from .unicorn_trap_cpu import TR
+from .unicorn_trap_intercepts import ALL, HLT
+from .unicorn_traps import HALTED, VMCB, VMCB_SIZE, GuestRam, Platform, TrapUnit, vmcb_bytes
 
 if TYPE_CHECKING:
     from .unicorn import UnicornVm
 
-__all__ = ["FOREVER", "GP", "PAGE", "PRIVATE", "PRIVATE_SIZE", "UnicornVcpu", "check", "quick"]
+__all__ = ["DB", "FOREVER", "GP", "INTERCEPTS", "PAGE", "UnicornVcpu", "check", "quick"]
 
 PAGE = 4096
 FOREVER = 1 << 62
-#: Guest-physical memory that is QEMU's own, for intercepts: a VMCB, and a bitmap of ones that
-#: says which MSRs are intercepted. It lies above every address that CPUID promises.
-PRIVATE, PRIVATE_SIZE = 0xF000000000000, 4 * PAGE
-#: Where in a VMCB the bitmap's address is (APM vol. 2, table B-1).
-MSR_BITMAP_AT = 0x48
-#: What QEMU adds to an SVM exit code to make an exception number of it.
+_IF, _VM = 1 << 9, 1 << 17
+#: In the hidden flags: the shadow of STI and MOV SS, and that of an NMI.
+_SHADOW, _NMI_MASKED = 1 << 3, 1 << 34
+#: Vectors.
+DB, GP = 1, 13
+#: From here on a number of the INTR hook is no vector, but an intercept.
 INTERCEPTS = 0x100
-SVM_SHUTDOWN, SVM_HLT = 0x7F, 0x78
-_IF = 1 << 9
-GP = 13
 
 #: The library without the release of the GIL around each call: for calls that only take
 #: nanoseconds. `uc_emu_start` goes through `uclib`, which releases it.
@@ -91,6 +86,8 @@ class UnicornVcpu(Vcpu):
 
     def __init__(self, vm: UnicornVm) -> None:
         self.vm = vm
+        #: Which of the VM's vCPUs executes.
+        self.number = 0
         self._board: Board | None = None
         #: Why the guest's last exception, which its own tables could not take, is a triple fault.
         self._shutdown: str | None = None
@@ -122,6 +119,11 @@ class UnicornVcpu(Vcpu):
         self._queue: deque[Access] = deque()
         #: An exception of a state that was set (`Events.exception`), not delivered yet.
         self._exception: tuple[int, int | None] | None = None
+        #: The same for an interrupt that was acknowledged (`Events.interrupt`).
+        self._interrupt: int | None = None
+        self._cr8 = 0
+        #: HLT was executed.
+        self._hlt = False
         #: `insns` at which the board is to be looked at, as `set_alarm` has it.
         self._alarm = FOREVER
 
@@ -132,13 +134,18 @@ class UnicornVcpu(Vcpu):
         self._address = ctypes.cast(self._handle, ctypes.c_void_p).value
         self._keep: list[Any] = []
         self.codec = ContextCodec(uc)
-        self._traps = TrapUnit(self.codec, GuestRam(self.vm.regions))
-        self._traps.platform(self._tsc, self._cpuid, self._msr_read, self._msr_write, self._cr8_written)
-        check(uclib.uc_mem_map(self._handle, PRIVATE, PRIVATE_SIZE, uc_const.UC_PROT_ALL), "map a page")
-        bitmap = b"\xff" * (PRIVATE_SIZE - PAGE)
-        check(uclib.uc_mem_write(self._handle, PRIVATE + PAGE, bitmap, len(bitmap)), "write memory")
-        msrs = (PRIVATE + PAGE).to_bytes(8, "little")
-        check(uclib.uc_mem_write(self._handle, PRIVATE + MSR_BITMAP_AT, msrs, 8), "write memory")
+        self._ram = GuestRam(self.vm.regions)
+        platform = Platform(
+            cpuid=self._cpuid,
+            tsc=self._tsc,
+            read_msr=self._msr_read,
+            write_msr=self._msr_write,
+            cr8=lambda: self._cr8,
+            set_cr8=self._cr8_written,
+        )
+        self._traps = TrapUnit(self.codec, self._ram, platform)
+        check(uclib.uc_mem_map(self._handle, VMCB, VMCB_SIZE, uc_const.UC_PROT_ALL), "map a page")
+        check(uclib.uc_mem_write(self._handle, VMCB, vmcb_bytes(), VMCB_SIZE), "write memory")
         self._hook(uc_const.UC_HOOK_INSN, _SYSCALL(self._on_syscall), x86_const.UC_X86_INS_SYSCALL)
         self._hook(uc_const.UC_HOOK_INSN, _SYSCALL(self._on_sysenter), x86_const.UC_X86_INS_SYSENTER)
 
@@ -167,41 +174,45 @@ class UnicornVcpu(Vcpu):
         self._check_settable()
         state = self.codec.read_state()
         self.close()
+        armed = self._traps.intercepts.armed
         self.open(uc)
         self.codec.write_state(state)
+        self._traps.arm(armed)
 
     @abstractmethod
     def _leave(self) -> None:
         """In a hook: leave the engine as soon as it can."""
 
-    def _on_trap(self, vector: int) -> int:
-        """An exception that Python delivers, or an intercept (from 0x100 on). Either way the
-        guest goes on when it is dealt with, unless there is no more to go on with."""
+    def _on_trap(self, number: int) -> int:
+        """The hook for an exception that Python delivers, or an intercept (from 0x100 on). Either
+        way the guest goes on when it is dealt with, unless there is no more to go on with."""
         self._in_trap = True
         try:
-            if vector < INTERCEPTS:
-                self._shutdown = self._deliver_exception(vector)
-            else:
-                self._intercepted(vector - INTERCEPTS)
+            self._after_trap(self._trapped(number))
         except BaseException as error:
             self._error = error
             self._at_boundary = True
         finally:
             self._in_trap = False
-        if self._shutdown is not None or self._at_boundary:
+        if self._at_boundary:
             self._leave()
         return 1
 
-    @abstractmethod
-    def _deliver_exception(self, vector: int) -> str | None:
-        """In the hook: deliver what the engine has raised. What makes it a triple fault, or None."""
+    def _trapped(self, number: int) -> str | None:
+        """In the hook: deal with it. Why there is no more to go on with, or None."""
+        return self._traps.raised(number)
 
-    def _intercepted(self, code: int) -> None:
-        """In the hook: an instruction that QEMU has not executed."""
-        if code == SVM_SHUTDOWN:
-            self._shutdown = "an exception within a double fault"
-            return
-        self._shutdown = self._traps.intercept(code)
+    def _after_trap(self, result: str | None) -> None:
+        if result == HALTED:
+            self._hlt = True
+            self._leave()
+        elif result is not None:
+            self._shutdown = result
+            self._leave()
+
+    def _on_invalid(self, _uc: int) -> bool:
+        self._after_trap(self._traps.undefined())
+        return True
 
     def _on_syscall(self, _uc: int) -> None:
         self._in_helper(self._traps.syscall)
@@ -211,11 +222,10 @@ class UnicornVcpu(Vcpu):
 
     def _in_helper(self, act: Callable[[], str | None]) -> None:
         try:
-            self._shutdown = act()
+            self._after_trap(act())
         except BaseException as error:
             self._error = error
             self._at_boundary = True
-        if self._shutdown is not None or self._at_boundary:
             self._leave()
 
     # -- the platform, as instructions see it
@@ -229,14 +239,19 @@ class UnicornVcpu(Vcpu):
     def _msr_read(self, index: int) -> int | None:
         if not self.vm.owns_msr(index):
             return None
-        return self._handler_msr_read(index)
+        return self._handler.msr_read(index)
 
     def _msr_write(self, index: int, value: int) -> bool:
-        return self.vm.owns_msr(index) and self._handler_msr_write(index, value)
+        return self.vm.owns_msr(index) and self._handler.msr_write(index, value)
 
     def _cr8_written(self, value: int) -> None:
+        self._cr8 = value
         if self._board is not None:
             self._board.cr8_written(value)
+
+    def _arm(self, *, hlt: bool) -> None:
+        """Have the engine ask for what is not its business; `hlt`: for HLT, too."""
+        self._traps.arm(ALL if hlt else ALL - {HLT})
 
     # -- interrupts
 
@@ -262,7 +277,9 @@ class UnicornVcpu(Vcpu):
         self.attention()
 
     def set_cr8(self, value: int) -> None:
-        self._traps.set_cr8(value)
+        if not 0 <= value <= 15:
+            raise UsageError(f"CR8 cannot be {value:#x}", hint="a task priority is 0 to 15")
+        self._cr8 = value
 
     @property
     def interruptible(self) -> bool:
@@ -279,27 +296,49 @@ class UnicornVcpu(Vcpu):
         board = self._board
         if board is not None and cause is None:
             board.service()
-        if cause is None and self._nmi and not self._traps.nmi_blocked():
+        if cause is None and self._interrupt is not None:
+            vector, self._interrupt = self._interrupt, None
+            cause = self._traps.deliver(vector, kind="hard")
+        if cause is None and self._nmi and self._nmi_open():
             self._nmi = False
             cause = self._traps.deliver(2, kind="nmi")
-        if cause is None and board is not None and board.pending() and self._traps.interrupt_window():
+        if cause is None and board is not None and board.pending() and self._window_open():
             cause = self._traps.deliver(board.acknowledge(), kind="hard")
         self._want = self._nmi or (board is not None and board.pending())
         return None if cause is None else Shutdown(cause)
 
-    # -- what the end of a run means
+    def _window_open(self) -> bool:
+        """Whether the guest can take an interrupt at this boundary."""
+        cpu = self._traps.cpu
+        cpu.save()
+        return bool(cpu.words[cpu.flags] & _IF) and not cpu.words[cpu.hidden] & _SHADOW
 
-    def _code_at(self, state: CpuState) -> bytes:
-        """Up to 15 bytes at RIP, as far as they are memory."""
-        code, linear = b"", state.linear_rip
-        while len(code) < 15:
-            count = min(15 - len(code), PAGE - linear % PAGE)
-            gpa = linear_to_gpa(state, linear, self.vm.read_physical)
-            if gpa is None or not self.vm.holds(gpa, count):
-                break
-            code += self.vm.read_physical(gpa, count)
-            linear += count
-        return code
+    def _nmi_open(self) -> bool:
+        cpu = self._traps.cpu
+        cpu.save()
+        return not cpu.words[cpu.hidden] & (_SHADOW | _NMI_MASKED)
+
+    def _port_allowed(self, port: int, size: int) -> bool:
+        """Whether the guest's CPL, IOPL and I/O permission bitmap allow the access (SDM vol. 1,
+        19.5). Called while the instruction executes."""
+        cpu = self._traps.cpu
+        cpu.save()
+        words = cpu.words
+        flags, hidden = words[cpu.flags], words[cpu.hidden]
+        if not words[cpu.cr] & 1 or (not flags & _VM and (hidden & 3) <= flags >> 12 & 3):
+            return True
+        _, base, limit, attributes = cpu.segment(TR)
+        if attributes >> 8 & 0xD != 9:  # a 16-bit TSS has no bitmap
+            return False
+        self._traps.use_memory(flags)
+        where = self._traps.memory.peek(base + 0x66, 2)
+        at = int.from_bytes(where, "little") + (port >> 3)
+        if len(where) < 2 or at + 1 > limit:
+            return False
+        bits = int.from_bytes(self._traps.memory.peek(base + at, 2), "little") >> (port & 7)
+        return not bits & (1 << size) - 1
+
+    # -- what the end of a run means
 
     def _failed_exit(self, status: int) -> Exit:
         """The exit for a triple fault, or a status of `uc_emu_start` other than OK."""
@@ -316,7 +355,7 @@ class UnicornVcpu(Vcpu):
     def _port_denied(self, port: int, size: int) -> bool:
         """Whether the instruction at hand, at a CPL other than 0, has no right to the port: then
         it gets #GP(0) instead."""
-        if self._traps.port_allowed(port, size):
+        if self._port_allowed(port, size):
             return False
         self._denied = True
         self._leave()
@@ -330,8 +369,8 @@ class UnicornVcpu(Vcpu):
         if self._exception is not None:
             state.events.exception, state.events.error_code = self._exception
         state.events.nmi_pending = self._nmi
-        if state.tr.type in (1, 9):  # the CPU has marked the TSS busy; Unicorn only did in memory
-            state.tr = msgspec.structs.replace(state.tr, attr=state.tr.attr | 2)
+        state.events.interrupt = self._interrupt
+        state.cr8 = self._cr8
         return state
 
     @abstractmethod
@@ -359,8 +398,7 @@ class UnicornVcpu(Vcpu):
         self._port_write = handler.port_write
         self._mmio_read = handler.mmio_read
         self._mmio_write = handler.mmio_write
-        self._handler_msr_read = handler.msr_read
-        self._handler_msr_write = handler.msr_write
+        self._handler = handler
 
     def _check_open(self) -> None:
         """UsageError once it is closed: the engine's memory is another's then."""
@@ -420,18 +458,19 @@ class UnicornVcpu(Vcpu):
         events = state.events
         self._exception = None if events.exception is None else (events.exception, events.error_code)
         self._nmi = events.nmi_pending
+        self._interrupt = events.interrupt
+        self._cr8 = state.cr8
         self._want = False
         self._look = True
 
     def read_msr(self, index: int) -> int:
         self.settle()
-        self._check_msr(index)
-        return self.codec.read_msr(index)
+        return self._own_msr(index)
 
     def write_msr(self, index: int, value: int) -> None:
         self.settle()
         self._check_settable()
-        self._check_msr(index)
+        self._own_msr(index)
         if not 0 <= value < 1 << 64:
             raise UsageError(f"MSR {index:#x} cannot be {value:#x}", hint="an MSR has 64 bits")
         if index in _ADDRESSES and not is_canonical(value):
@@ -439,14 +478,16 @@ class UnicornVcpu(Vcpu):
                 f"MSR {index:#x} cannot be {value:#x}, which is not canonical",
                 hint="bits 63 to 47 of an address are equal",
             )
-        self.codec.write_msr(index, value)
+        if not self._traps.write_msr(index, value):
+            raise NotSupported(f"MSR {index:#x} does not take {value:#x}", hint="see vmmsim.cpu.msrs")
 
-    @staticmethod
-    def _check_msr(index: int) -> None:
-        if index not in STATE_MSRS and index not in (EFER, FS_BASE, GS_BASE):
+    def _own_msr(self, index: int) -> int:
+        value = self._traps.read_msr(index)
+        if value is None:
             raise NotSupported(
                 f"the Unicorn backend has no MSR {index:#x}", hint="see vmmsim.cpu.msrs for those that it has"
             )
+        return value
 
     @abstractmethod
     def _stop_behind(self) -> None:
@@ -511,3 +552,4 @@ class UnicornVcpu(Vcpu):
             self._uc._Uc__finalizer()  # type: ignore[attr-defined] # the binding's own way, brought forward
             self._handle = None
             self._keep.clear()
+            self._ram.close()

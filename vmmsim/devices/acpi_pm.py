@@ -32,7 +32,7 @@ S5 = 5
 
 PM1_STS, PM1_EN, PM1_CNT, PM_TMR = 0, 2, 4, 8
 
-# PM1 status and enable (4.8.4.1): what may be pending, and what of it pulls the SCI.
+# PM1 status and enable (tables 4.11 and 4.12): what may be pending, and what of it pulls the SCI.
 TMR_STS = 0x0001
 GBL_STS = 0x0020
 PWRBTN_STS = 0x0100
@@ -42,7 +42,7 @@ WAK_STS = 0x8000
 STS_MASK = TMR_STS | PWRBTN_STS | WAK_STS  # BM_STS, GBL_STS, SLPBTN_STS, RTC_STS have no source here
 EN_MASK = TMR_STS | GBL_STS | PWRBTN_STS | SLPBTN_STS | RTC_STS
 
-# PM1 control (4.8.4.2.1).
+# PM1 control (table 4.13).
 SCI_EN = 0x0001
 BM_RLD = 0x0002
 SLP_TYP = 0x1C00

@@ -19,8 +19,9 @@ from typing import ClassVar, Protocol
 import msgspec
 
 from ..errors import UsageError, VmmsimError
+from ..memory import GuestMemory
 
-__all__ = ["FwCfg", "FwCfgState", "GuestDma", "legacy_items"]
+__all__ = ["FwCfg", "FwCfgState", "GuestDma", "RamDma", "legacy_items"]
 
 # Keys of items that have no name (include/standard-headers/linux/qemu_fw_cfg.h and
 # include/hw/nvram/fw_cfg_keys.h).
@@ -67,6 +68,28 @@ class GuestDma(Protocol):
 
     def read(self, gpa: int, size: int, /) -> bytes: ...
     def write(self, gpa: int, data: bytes, /) -> None: ...
+
+
+class RamDma:
+    """Guest memory as the guest's own devices reach it: `GuestMemory` lets the host write ROM,
+    this does not. Both raise UsageError, and change nothing, for a range that they cannot reach.
+    """
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self._memory = memory
+
+    def read(self, gpa: int, size: int, /) -> bytes:
+        return self._memory.read(gpa, size)
+
+    def write(self, gpa: int, data: bytes, /) -> None:
+        end = gpa + len(data)
+        for region in self._memory.regions:
+            if region.readonly and region.gpa < end and gpa < region.end:
+                raise UsageError(
+                    f"a device's write to {gpa:#x}..{end - 1:#x} meets {region!r}",
+                    hint="the guest must name a place in RAM",
+                )
+        self._memory.write(gpa, data)
 
 
 class FwCfgState(msgspec.Struct, frozen=True):
@@ -134,8 +157,7 @@ class FwCfg:
     `files` are the items with a name: "bootorder", "etc/e820", "opt/org.example/config"; the
     guest finds them by the directory (key 19h), sorted by name. `legacy` are items by their key
     (see `legacy_items`); keys 0, 1, 19h and those of files are the device's own. With
-    `memory` the DMA interface is there. It writes where `memory` lets it: give it something
-    that refuses ROM, as hardware does.
+    `memory` the DMA interface is there; it writes where `memory` lets it (`RamDma`: not to ROM).
     """
 
     widths: frozenset[int] = frozenset({1, 2, 4, 8})

@@ -1,7 +1,7 @@
 """The interrupt controllers of a PC/AT: two Intel 8259A, the slave's INT on the master's IR2.
 
 Names in quotes are sections of the 8259A data sheet (order 231468-003, December 1988). The
-edge/level control registers (ELCR) are those of the Intel PIIX (order 290550, section 2.5.2).
+edge/level control registers (ELCR) are those of the Intel 82371SB (PIIX3).
 
 What was chosen where the paper leaves a choice, or differs from what a guest meets today:
 
@@ -284,7 +284,7 @@ class I8259:
             self._expects = 4
         else:
             self._icw4 = value & ICW4_MASK
-        if expected == last:
+        if expected >= last:
             self._expects = 0
             self._ready = True
             self._resolve()

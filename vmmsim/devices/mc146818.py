@@ -21,6 +21,7 @@ Choices, where the data sheet leaves one or a PC differs:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import date
 from typing import ClassVar
 
@@ -323,10 +324,14 @@ class Mc146818:
 
         The chip compares bytes, so an alarm in the wrong format never comes.
         """
-        ram, any_code = self._ram, DONT_CARE
-        hours = [h for h in range(24) if ram[HOURS_ALARM] in (any_code, self._encode_hour(h))]
-        minutes = [m for m in range(60) if ram[MINUTES_ALARM] in (any_code, self._encode(m))]
-        seconds = [s for s in range(60) if ram[SECONDS_ALARM] in (any_code, self._encode(s))]
+        ram = self._ram
+
+        def matching(alarm: int, values: range, encode: Callable[[int], int]) -> list[int]:
+            return [value for value in values if alarm >= DONT_CARE or alarm == encode(value)]
+
+        hours = matching(ram[HOURS_ALARM], range(24), self._encode_hour)
+        minutes = matching(ram[MINUTES_ALARM], range(60), self._encode)
+        seconds = matching(ram[SECONDS_ALARM], range(60), self._encode)
         if not (hours and minutes and seconds):
             return None
         now = self._second_of_day() % _DAY_SECONDS

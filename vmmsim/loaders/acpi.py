@@ -40,7 +40,7 @@ SYSTEM_IO = 1
 BYTE_ACCESS, WORD_ACCESS, DWORD_ACCESS = 1, 2, 3
 NO_REGISTER = bytes(12)
 
-# MADT entries (table 5.21).
+# MADT entries ("Interrupt Controller Structure Types").
 LOCAL_APIC, IO_APIC, SOURCE_OVERRIDE, LOCAL_APIC_NMI = 0, 1, 2, 4
 ALL_PROCESSORS = 0xFF
 PCAT_COMPAT = 1  # there are 8259s as well
@@ -121,10 +121,19 @@ def acpi_tables(
         )
     if not 1 <= cpus <= 255:
         raise UsageError(f"acpi: {cpus} processors", hint="8-bit APIC IDs allow 1 to 255")
-    if not 0 <= pm_port <= 0xFFF0 or not 0 <= reset_port <= 0xFFFF or not 0 <= sci <= 15:
+    if not 0 <= pm_port <= 0xFFF0 or not 0 <= reset_port <= 0xFFFF or not 3 <= sci <= 15:
         raise UsageError(
             f"acpi: the ports {pm_port:#x} and {reset_port:#x}, SCI {sci}",
-            hint="ports have 16 bits, and the SCI is one of IRQ 0 to 15",
+            hint="ports have 16 bits, and the SCI is one of IRQ 3 to 15",
+        )
+    if not 0 <= ioapic_id <= 0xFF or not 0 <= reset_value <= 0xFF or not 0 <= century <= 0xFF:
+        raise UsageError(
+            f"acpi: I/O APIC ID {ioapic_id}, reset value {reset_value}, century {century:#x}",
+            hint="each is a byte",
+        )
+    if not 0 <= ioapic_address < 1 << 32 or not 0 <= lapic_address < 1 << 32:
+        raise UsageError(
+            f"acpi: an APIC at {ioapic_address:#x} or {lapic_address:#x}", hint="use addresses below 4 GiB"
         )
     if not oem_id.isascii() or len(oem_id) > 6:
         raise UsageError(f"acpi: the OEM ID {oem_id!r}", hint="use at most 6 ASCII characters")
@@ -281,7 +290,7 @@ def _name(name: str, value: bytes) -> bytes:
 
 
 def _eisa_id(name: str) -> bytes:
-    """EISAID("PNP0501") as the integer that it is (19.6.37), DWordPrefix and all."""
+    """EISAID("PNP0501") as the integer that it is (19.6, "EISAID"), DWordPrefix and all."""
     letters = 0
     for letter in name[:3]:
         letters = letters << 5 | ord(letter) - 0x40
@@ -319,8 +328,12 @@ def _pci_root(pci: PciRoot) -> bytes:
     for first, size, limit in ((*pci.memory, 1 << 32), (*pci.io, 1 << 16)):
         if first < 0 or size <= 0 or first + size > limit:
             raise UsageError(f"acpi: PCI's window of {size:#x} at {first:#x}", hint=f"it ends at {limit:#x}")
-    if len(pci.irqs) > 255:
-        raise UsageError(f"acpi: {len(pci.irqs)} PCI interrupts", hint="a package of AML has at most 255")
+    for (device, pin), gsi in pci.irqs.items():
+        if not 0 <= device <= 31 or not 0 <= pin <= 3 or not 0 <= gsi <= 0xFFFFFFFF:
+            raise UsageError(
+                f"acpi: pin {pin} of PCI device {device} to GSI {gsi}",
+                hint="devices are 0 to 31, pins 0 to 3",
+            )
     # Each route: device number (all functions), pin, no link device, GSI.
     routes = [
         _package([_integer(device << 16 | 0xFFFF), _integer(pin), _integer(0), _integer(gsi)])

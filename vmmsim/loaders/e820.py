@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
+from itertools import pairwise
 
 import msgspec
 
@@ -27,7 +28,7 @@ BOOT_PARAMS_ENTRIES = 128
 
 
 class E820Type(IntEnum):
-    """What a range is for (table 15.2, "Address Range Types"). A larger number is the less usable."""
+    """What a range is for ("Address Range Types")."""
 
     RAM = 1
     RESERVED = 2
@@ -72,7 +73,7 @@ def e820_map(
     Raises UsageError for a region that is empty or not below 2**48, for a type that does not
     exist, and for an `ebda` or `bios` that is not where it can be.
     """
-    ranges = []
+    ranges: list[tuple[int, int, E820Type]] = []
     for gpa, size, kind in regions:
         if size <= 0 or gpa < 0 or gpa + size > GPA_LIMIT:
             raise UsageError(
@@ -101,7 +102,7 @@ def e820_map(
 def _flatten(ranges: Sequence[tuple[int, int, E820Type]]) -> list[E820Entry]:
     edges = sorted({edge for start, end, _ in ranges for edge in (start, end)})
     entries: list[E820Entry] = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         kinds = [kind for first, last, kind in ranges if first <= start and end <= last]
         if not kinds:
             continue

@@ -76,6 +76,14 @@ def mp_table(
         ioapic_id = cpus if cpus < 16 else 0
     if not 0 <= ioapic_id < 16:
         raise UsageError(f"mp table: the I/O APIC ID {ioapic_id}", hint="the 82093AA's ID has four bits")
+    for value, name in (
+        (ioapic_address, "I/O APIC address"),
+        (lapic_address, "local APIC address"),
+        (cpu_signature, "CPU signature"),
+        (cpu_features, "set of CPU features"),
+    ):
+        if not 0 <= value < 1 << 32:
+            raise UsageError(f"mp table: {value:#x} is no {name}", hint="it has 32 bits")
     if not level_irqs <= frozenset(range(16)) - {CASCADE}:
         raise UsageError(
             f"mp table: the level-triggered IRQs {sorted(level_irqs)}", hint="ISA has IRQ 0 to 15, but not 2"

@@ -7,7 +7,7 @@ this process. A test assembles `sources()` and compares it with `CODE`.
 Unicorn calls: block, insn (uc, address, size, shared); leave (uc, ...); in (uc, port, size,
 shared); out (uc, port, size, value, shared); read, write (uc, kind, gpa, size, value, shared);
 piece (uc, offset, size, hole), a hole being {address of its start, shared}; trap (uc, vector,
-shared); invalid (uc, shared). They call Python as: in (port, size, flags); out (port, size,
+shared). They call Python as: in (port, size, flags); out (port, size,
 value, flags); read (gpa, size, flags); write (gpa, size, value, flags); piece (gpa, size);
 trap (vector). Python calls start () and stop ().
 """
@@ -171,12 +171,6 @@ slow:
     call rax
     add rsp, 8
     ret
-""",
-    "invalid": """
-    mov rdx, rsi
-    mov esi, 6
-    movabs rax, CALLBACK
-    jmp rax
 """,
     "insn": """
     mov rax, [rcx+INSNS]
@@ -384,7 +378,6 @@ CODE = {
         "19191919191919ffd05a48c782b00000000000000048ff82d8000000b801000000c389f748b822222222222222"
         "224883ec08ffd04883c408c3"
     ),
-    "invalid": bytes.fromhex("4889f2be0600000048b82222222222222222ffe0"),
     "insn": bytes.fromhex("488b4128483b41307d0848ffc048894128c348c741180200000048b81111111111111111ffe0"),
     "in": bytes.fromhex(
         "535741544889cb488b43604c8b53204d8b92444444444c8b5b104c3b536875104c3b5b70750a48ff4378480343"

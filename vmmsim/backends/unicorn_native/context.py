@@ -44,14 +44,10 @@ _FPU_POINTERS = struct.Struct("<H6xQQ")  # opcode, (selectors), instruction and 
 _DEBUG = struct.Struct("<8Q")
 _X87 = struct.Struct("<QH")
 _YMM = struct.Struct("<4Q")
-#: Behind the old exception: the VMCB's address, TSC offset, intercepts; of CRs and DRs, reads and
-#: writes; of exceptions.
-_ARMED = struct.Struct("<QQQHHHHI")
 
 _LAZY_EFLAGS = 1  # "the source operand is the flags themselves"
 _CC = 0x8D5  # OF SF ZF AF PF CF
 _HIDDEN_INHIBIT = 1 << 3
-_HIDDEN_GUEST = 1 << 21
 _HIDDEN_NMI = 1 << 2  # in the second word of hidden flags
 # SVM's virtual interrupt masking, in the same word. Without it MOV from CR8 reads 0 in Unicorn,
 # with it what MOV to CR8 wrote; the only other effect is on an interrupt line that nobody drives.
@@ -102,16 +98,6 @@ class ContextCodec(RegisterAccess):
         """Whether STI or MOV SS holds interrupts off at this boundary."""
         return bool(_INT.unpack_from(self._context.save(), self.layout.flags + 40)[0] & _HIDDEN_INHIBIT)
 
-    def arm(self, vmcb: int, intercepts: int, cr_reads: int, cr_writes: int) -> None:
-        """Turn on QEMU's intercepts, as of a guest under AMD's SVM: see `unicorn_traps`. They stay
-        on through `write_state`. `vmcb` is the physical address of a page for QEMU's own use; the
-        others are masks as in a VMCB (APM vol. 2, appendix B)."""
-        data, at = self._context.save(), self.layout
-        _ARMED.pack_into(data, at.debug + 104, vmcb, 0, intercepts, cr_reads, cr_writes, 0, 0, 0)
-        hidden = _INT.unpack_from(data, at.flags + 40)[0]
-        _INT.pack_into(data, at.flags + 40, hidden | _HIDDEN_GUEST)
-        self._context.restore()
-
     def write_registers(self, registers: Registers) -> None:
         """General registers, RIP and RFLAGS; in an INTR hook it does not end the run."""
         self._put_registers(self._context.save(), registers)
@@ -132,7 +118,8 @@ class ContextCodec(RegisterAccess):
             rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp,
             r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags,
             es=_segment(*s[0:4]), cs=_segment(*s[4:8]), ss=_segment(*s[8:12]), ds=_segment(*s[12:16]),
-            fs=_segment(*s[16:20]), gs=_segment(*s[20:24]), ldt=_segment(*s[24:28]), tr=_segment(*s[28:32]),
+            fs=_segment(*s[16:20]), gs=_segment(*s[20:24]), ldt=_segment(*s[24:28]),
+            tr=_busy(_segment(*s[28:32])),
             gdt=Table(s[33], s[34]), idt=Table(s[37], s[38]),
             cr0=cr[0], cr2=cr[2], cr3=cr[3], cr4=cr[4], cr8=data[at.tpr],
             efer=_QWORD.unpack_from(data, at.efer)[0],
@@ -167,7 +154,8 @@ class ContextCodec(RegisterAccess):
         cs = s.cs if s.mode != "l64" else Segment(s.cs.selector, 0, s.cs.limit, s.cs.attr)
         _SEGMENTS.pack_into(
             data, at.segments, *_raw(s.es), *_raw(cs), *_raw(s.ss), *_raw(s.ds), *_raw(s.fs), *_raw(s.gs),
-            *_raw(s.ldt), *_raw(s.tr), 0, s.gdt.base, s.gdt.limit, 0, 0, s.idt.base, s.idt.limit, 0,
+            *_raw(s.ldt), *_raw(_not_busy(s.tr)), 
+            0, s.gdt.base, s.gdt.limit, 0, 0, s.idt.base, s.idt.limit, 0,
         )  # fmt: skip
         struct.pack_into("<9Q", data, at.cr, s.cr0, 0, s.cr2, s.cr3, s.cr4, 0, 0, 0, s.cr8)
         data[at.tpr] = s.cr8
@@ -272,6 +260,16 @@ def _layout() -> tuple[Layout | None, str]:
 def _segment(selector: int, base: int, limit: int, flags: int) -> Segment:
     attr = flags >> 8 & 0xF0FF
     return Segment(selector, base, limit, attr if attr & 0x80 else attr | 0x10000)
+
+
+def _busy(tr: Segment) -> Segment:
+    """TR as the CPU has it: LTR marks the TSS busy. QEMU only does so in memory,"""
+    return Segment(tr.selector, tr.base, tr.limit, tr.attr | 2) if tr.type in (1, 9) else tr
+
+
+def _not_busy(tr: Segment) -> Segment:
+    """and its change of rings aborts the process where the register says busy, too."""
+    return Segment(tr.selector, tr.base, tr.limit, tr.attr & ~2) if tr.type in (3, 11) else tr
 
 
 def _raw(segment: Segment) -> tuple[int, int, int, int]:

@@ -18,10 +18,12 @@ from unicorn import unicorn_const as uc_const
 from unicorn import x86_const
 from unicorn.unicorn_py3.unicorn import Uc, uclib
 
+from ...cpu.vectors import ERROR_CODE_VECTORS
 from ...errors import NotSupported
 from ...exits import Access, MmioRead, MmioWrite, PortRead, PortWrite
 from ..unicorn_cut import MASK, STRING, AccessCutter
-from ..unicorn_vcpu import PAGE, PRIVATE, check
+from ..unicorn_traps import VMCB
+from ..unicorn_vcpu import DB, PAGE, check
 from .offsets import engine_offsets
 from .thunks import (
     FLAG_CROSSES,
@@ -57,6 +59,7 @@ _START = ctypes.CFUNCTYPE(_INT)
 _STOP = ctypes.PYFUNCTYPE(None)
 _TRUTH = ctypes.CFUNCTYPE(None, ctypes.c_void_p, _INT, _U64, _INT, _U64)
 _TRAP = ctypes.CFUNCTYPE(_INT, _U32)
+_INVALID = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p)
 
 #: How a run treats an access: a handler answers it; the caller of `run` does; writes are
 #: queued, since the caller only wants the instruction finished.
@@ -115,7 +118,7 @@ class ReplayCutter(AccessCutter):
         """Learn where the CPU structure is, from a run that ends before its first instruction."""
         words = self._words
         words[Shared.LIMIT] = words[Shared.END] = 0
-        check(uclib.uc_emu_start(self._handle, PRIVATE, 0, 0, 0), "start")
+        check(uclib.uc_emu_start(self._handle, VMCB, 0, 0, 0), "start")
         address = words[Shared.ENV]
         layout = self.codec.layout
         if not address:
@@ -159,8 +162,7 @@ class ReplayCutter(AccessCutter):
         self._keep.append(trap)
         thunk = self._thunks.make("trap", _pointer(trap))
         self._hook(uc_const.UC_HOOK_INTR, thunk, user=self._thunks.shared)
-        thunk = self._thunks.make("invalid", thunk)
-        self._hook(uc_const.UC_HOOK_INSN_INVALID, thunk, user=self._thunks.shared)
+        self._hook(uc_const.UC_HOOK_INSN_INVALID, _INVALID(self._on_invalid))
         piece = _PIECE(self._on_piece)
         self._keep.append(piece)
         self._piece_thunk = self._thunks.make("piece", _pointer(piece))
@@ -417,14 +419,25 @@ class ReplayCutter(AccessCutter):
         else:
             self._words[Shared.LIMIT] = self._words[Shared.END] = 0
 
-    def _deliver_exception(self, vector: int) -> str | None:
-        """QEMU's own delivery of an exception met a fault, `vector`, and nothing of the guest has
-        changed. It is delivered anew, by what knows such cases exactly."""
+    def _trapped(self, number: int) -> str | None:
+        """An intercept; or QEMU's own delivery met a fault, and nothing of the guest has changed:
+        then the exception is delivered anew, by what knows such cases exactly."""
         words = self._words
+        if not words[Shared.DELIVERING]:
+            return super()._trapped(number)
         words[Shared.DELIVERING] = 0
         words[Shared.TRAPS] += 1
-        first, soft = words[Shared.VECTOR], words[Shared.SOFT]
-        return self._traps.deliver_again(first, words[Shared.ERROR], soft, words[Shared.NEXT])
+        vector = words[Shared.VECTOR]
+        if words[Shared.SOFT]:
+            return self._traps.deliver(vector, kind="soft")
+        error = words[Shared.ERROR] if vector in ERROR_CODE_VECTORS else None
+        return self._traps.deliver(vector, error=error, kind="trap" if vector == DB else "fault")
+
+    def _on_invalid(self, uc: int) -> bool:
+        words = self._words
+        words[Shared.INSNS] = words[Shared.INSNS] - 1 & _M64
+        words[Shared.TRAPS] += 1
+        return super()._on_invalid(uc)
 
     def _forget(self) -> None:
         """No instruction is in flight."""

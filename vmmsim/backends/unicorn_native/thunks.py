@@ -18,7 +18,7 @@ What no documented call offers, and what costs next to nothing in machine code:
   engine by itself: Unicorn has not stored RIP then, and would begin the block anew. The
   check that Unicorn makes behind each load leaves it, and knows RIP.
 * `leave` is a hook that leaves the engine there.
-* `trap` is the hook for exceptions, and `invalid` that for #UD. They call QEMU's own delivery,
+* `trap` is the hook for exceptions but #UD. It calls QEMU's own delivery,
   x86_cpu_do_interrupt, which Unicorn never calls. Python is asked for what is no exception (an
   intercept, see `unicorn_traps`), and when the delivery itself faulted: QEMU then leaves by
   longjmp and comes with the new exception.

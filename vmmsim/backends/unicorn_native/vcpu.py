@@ -61,7 +61,7 @@ class NativeVcpu(ReplayCutter):
         self._last_access: Any = None
         self.open(vm.uc)
         self.codec.write_state(CpuState())
-        self._arm()
+        self._arm(hlt=False)
 
     def _kick(self) -> None:
         self._words[_END] = self._words[_LIMIT] = 0

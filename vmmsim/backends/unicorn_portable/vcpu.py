@@ -46,7 +46,7 @@ from ...exits import (
     Shutdown,
 )
 from ..unicorn_cut import MASK, AccessCutter
-from ..unicorn_vcpu import FOREVER, GP, PAGE, SVM_HLT, check, quick
+from ..unicorn_vcpu import FOREVER, GP, INTERCEPTS, PAGE, check, quick
 
 if TYPE_CHECKING:
     from ..base import AccessHandler
@@ -60,7 +60,6 @@ _FIRST_SLICE = 20_000
 _SLICE, _SLICE_WITH_BOARD = 500_000, 50_000
 #: For a hook that is never called.
 _NOWHERE = (1 << 64) - 1
-_UD = 6
 #: How far an access reaches beyond its first byte.
 _REACH = 7
 
@@ -93,8 +92,6 @@ class PortableVcpu(AccessCutter):
         #: The run was ended by a hook before an instruction.
         self._stopped = False
         self._stopper: Any = None
-        #: HLT was executed.
-        self._hlt = False
         #: The slice while an interrupt is waited for, and the registers before an IN or OUT that
         #: was denied.
         self._short = 1
@@ -117,7 +114,7 @@ class PortableVcpu(AccessCutter):
         super().open(uc)
         self._stop_callback = _INSN(self._on_stop)
         self._hook(uc_const.UC_HOOK_INTR, _INTR(lambda _uc, vector: self._on_trap(vector)))
-        self._hook(uc_const.UC_HOOK_INSN_INVALID, _INVALID(lambda _uc: bool(self._on_trap(_UD))))
+        self._hook(uc_const.UC_HOOK_INSN_INVALID, _INVALID(self._on_invalid))
         self._hook(uc_const.UC_HOOK_CODE, _INSN(lambda: None), bounds=(_NOWHERE, _NOWHERE))
         if self._counting:
             self._count()
@@ -164,17 +161,16 @@ class PortableVcpu(AccessCutter):
             self._stopper = self._hook(uc_const.UC_HOOK_CODE, self._stop_callback)
             self._keep.pop()
 
-    def _deliver_exception(self, vector: int) -> str | None:
-        fault, cause = self._traps.deliver_raised(vector)
-        if fault and self._counting:  # it has not retired
-            self._begun -= 1
-        return cause
+    def _trapped(self, number: int) -> str | None:
+        before = self._begun
+        result = super()._trapped(number)
+        if self._counting and number < INTERCEPTS and self._traps.was_fault:  # it has not retired
+            self._begun = before - 1
+        return result
 
-    def _intercepted(self, code: int) -> None:
-        super()._intercepted(code)
-        if code == SVM_HLT:
-            self._hlt = True
-            self._leave()
+    def _on_invalid(self, uc: int) -> bool:
+        self._begun -= self._counting
+        return super()._on_invalid(uc)
 
     def _token(self) -> int:
         return self._serial
@@ -187,7 +183,7 @@ class PortableVcpu(AccessCutter):
     def _may(self, port: int, size: int) -> bool:
         """Whether the IN or OUT at hand has a right to its port. If not it is undone behind it:
         Unicorn cannot be left before."""
-        if not self.codec.read(x86_const.UC_X86_REG_CS) & 3 or self._traps.port_allowed(port, size):
+        if not self.codec.read(x86_const.UC_X86_REG_CS) & 3 or self._port_allowed(port, size):
             return True
         if not self._denied:
             self._denied, self._before = True, self.codec.read_registers()
