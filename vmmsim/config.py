@@ -17,7 +17,8 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     `memory` is the size of RAM in bytes (the address where it ends: holes are inside),
     `model` names the set of devices, `extra_devices` adds to it, `without` leaves devices
     out. `seed` makes the random devices repeat; None takes a fresh one. `count_insns`
-    keeps the count of retired instructions. `watchdog_seconds`: see `VmOptions`. Raises
+    keeps the count of retired instructions. `clock` is the time that devices see: host,
+    insns or exits (vmmsim.clock). `watchdog_seconds`: see `VmOptions`. Raises
     UsageError for a field of another type or a memory that cannot be.
     """
 
@@ -29,9 +30,12 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     count_insns: bool = False
     watchdog_seconds: float | None = 5.0
     isa_debug_exit: bool = False
+    clock: str = "host"
 
     def __post_init__(self) -> None:
         self._check_types()
+        if self.clock not in ("host", "insns", "exits"):
+            raise UsageError(f"there is no clock '{self.clock}'", hint="clocks are: host, insns, exits")
         if self.memory <= 0:
             raise UsageError("a machine with no memory", hint="give at least 4K, for example -m 64M")
         if self.memory % PAGE_SIZE:

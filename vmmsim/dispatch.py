@@ -46,6 +46,14 @@ class Dispatcher:
         self.mmio_read, self._mmio_reads = self._reader(MmioRead, mmio)
         self.mmio_write, self._mmio_writes = self._writer(MmioWrite, mmio)
 
+    def msr_read(self, index: int) -> int | None:
+        """No device of this version has MSRs: #GP in the guest."""
+        return None
+
+    def msr_write(self, index: int, value: int) -> bool:
+        """As `msr_read`."""
+        return False
+
     def counts(self) -> dict[str, int]:
         """Accesses so far by kind; kinds that did not happen are left out."""
         numbers = (self._port_reads(), self._port_writes(), self._mmio_reads(), self._mmio_writes())

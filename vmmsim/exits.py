@@ -38,6 +38,7 @@ __all__ = [
     "ReadAccess",
     "Refused",
     "Shutdown",
+    "SystemEvent",
     "Unsupported",
 ]
 
@@ -338,6 +339,21 @@ class GuestExit(Exit):
         return f"the guest ended with code {self.code}"
 
 
+class SystemEvent(Exit):
+    """The guest powered the machine off, or asked for a reset: `event` is power_off or reset.
+
+    Made by a device (keyboard controller, port 92h, ports of ACPI). Ends `Machine.run` only;
+    nothing is reset by itself.
+    """
+
+    kind: ClassVar[str] = "system_event"
+    kvm: ClassVar[str] = "KVM_EXIT_SYSTEM_EVENT"
+    event: str
+
+    def describe(self) -> str:
+        return "the guest powered off" if self.event == "power_off" else "the guest asked for a reset"
+
+
 class Cancelled(Exit):
     """Another thread, or Ctrl-C, asked the vCPU to stop. It did, between two instructions."""
 
@@ -372,6 +388,7 @@ EXITS: tuple[type[Exit], ...] = (
     Refused,
     Unsupported,
     GuestExit,
+    SystemEvent,
     Cancelled,
     BudgetSpent,
 )

@@ -7,6 +7,7 @@ Technical Reference; the debug ports are QEMU's (docs/specs, isa-debug-exit) and
 from __future__ import annotations
 
 __all__ = [
+    "ACPI_PM_PORT",
     "BOOT_GDT",
     "BOOT_PAGE_TABLES",
     "BOOT_STACK",
@@ -21,12 +22,31 @@ __all__ = [
     "DEBUG_EXIT_PORT",
     "DEFAULT_LOAD",
     "DEFAULT_MEMORY",
+    "ELCR_PORT",
+    "FW_CFG_PORT",
+    "KBC_COMMAND_PORT",
+    "KBC_DATA_PORT",
+    "KEYBOARD_IRQ",
     "MAX_MEMORY",
+    "MOUSE_IRQ",
+    "PIC_MASTER_PORT",
+    "PIC_SLAVE_PORT",
+    "PIT_PORT",
+    "PORT_61",
+    "PORT_92",
+    "POST_CODE_PORT",
     "RANDOM_LETTER",
+    "RESET_CONTROL_PORT",
+    "RTC_IRQ",
+    "RTC_PORT",
+    "SCI_IRQ",
     "SCRATCH",
     "SCRATCH_SIZE",
     "TALK_PAGE",
     "TALK_PAGE_SIZE",
+    "TESTDEV_IRQ_PORT",
+    "TESTDEV_MEMORY",
+    "TESTDEV_PORT",
 ]
 
 DEFAULT_MEMORY = 64 << 20
@@ -47,6 +67,13 @@ SCRATCH_SIZE = 0x2000
 
 COM1_PORT = 0x3F8
 COM1_IRQ = 4
+RTC_IRQ, KEYBOARD_IRQ, MOUSE_IRQ, SCI_IRQ = 8, 1, 12, 9
+PIC_MASTER_PORT, PIC_SLAVE_PORT, ELCR_PORT = 0x20, 0xA0, 0x4D0
+PIT_PORT, PORT_61, RTC_PORT = 0x40, 0x61, 0x70
+KBC_DATA_PORT, KBC_COMMAND_PORT, PORT_92 = 0x60, 0x64, 0x92
+POST_CODE_PORT, RESET_CONTROL_PORT = 0x80, 0xCF9
+ACPI_PM_PORT, FW_CFG_PORT = 0x600, 0x510
+TESTDEV_PORT, TESTDEV_IRQ_PORT, TESTDEV_MEMORY = 0xE0, 0x2000, 0xFF000000
 #: A byte written here ends the machine; the value is the exit code.
 DEBUG_EXIT_PORT = 0xF4
 #: Bochs' and QEMU's debug console: a byte written is printed, a read answers 0xE9.

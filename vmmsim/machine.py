@@ -6,6 +6,7 @@ come from the table in `vmmsim.models`.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
@@ -18,13 +19,15 @@ import msgspec
 from . import layout, models
 from .backends import open_backend
 from .backends.base import Backend, VmOptions
+from .board import InterruptBoard
 from .budget import Budget
 from .bus import Bus, Device, Mapping
+from .clock import CLOCKS, ExitClock
 from .config import MachineConfig
 from .cpu_view import CpuView
 from .dispatch import Dispatcher, Observer
 from .errors import DeviceError, GuestError, ImageError, UsageError, VmmsimError
-from .exits import Access, BudgetSpent, Cancelled, Exit, GuestExit
+from .exits import Access, BudgetSpent, Cancelled, Exit, GuestExit, Halt, SystemEvent
 from .memory import PAGE_SIZE, GuestMemory
 from .signals import DeferredSignals
 from .stops import Until, budget_observer, until_observer
@@ -41,7 +44,7 @@ __all__ = ["Machine"]
 _OUTPUT_KEPT = 16 << 20
 #: Ends of a run that are no exit of their own: an access is counted as it is answered, and
 #: the others are made by the VMM.
-_NOT_COUNTED = (Access, BudgetSpent, Cancelled, GuestExit)
+_NOT_COUNTED = (Access, BudgetSpent, Cancelled, GuestExit, SystemEvent)
 #: Ends behind which a run goes on where it was, as serial.expect may.
 _GOES_ON = (Access, BudgetSpent, Cancelled)
 
@@ -97,21 +100,31 @@ class Machine:
         self._serial: SerialConsole | None = None
 
         sinks: list[CharSink] = [self.output, _Notify(self)]
+        #: The time that the devices see.
+        self.clock = CLOCKS[self.config.clock]()
+        self._board: InterruptBoard | None = None
         self._wiring = models.Wiring(
             source=self._input,
+            clock=self.clock,
+            devices=self.devices,
             sink=TeeSink(*sinks, *([sink] if sink is not None else [])),
             random=self._random,
             on_exit=lambda code: self.request_stop(GuestExit(code)),
+            on_event=lambda event: self.request_stop(SystemEvent(event)),
+            on_interrupt=self._on_interrupt,
             config=self.config,
         )
         options = VmOptions(
-            watchdog_seconds=self.config.watchdog_seconds, count_insns=self.config.count_insns
+            watchdog_seconds=self.config.watchdog_seconds,
+            count_insns=self.config.count_insns or self.config.clock == "insns",
+            exact_interrupts=self.clock.deterministic,
         )
         try:
             self._build()
             self.vm = self.backend.create_vm(options)
             self.memory.attach(self.vm, self._settle, self._check_vacant)
             self.vcpu = self.vm.create_vcpu()
+            self._connect()
         except BaseException:
             self.close()
             raise
@@ -128,8 +141,26 @@ class Machine:
             at = max(at, start + length)
         for name in models.names(self.config):
             spec = models.DEVICES[name]
+            device = spec.make(self._wiring)
             attach = self.attach_port if spec.space == "port" else self.attach_mmio
-            attach(spec.start, spec.length, spec.make(self._wiring), name)
+            attach(spec.start, spec.length, getattr(device, spec.face) if spec.face else device, name)
+            for start, length, face in spec.faces:
+                self.ports.attach(start, length, getattr(device, face), f"{name}-{face}")
+            self.devices[name] = device
+
+    def _connect(self) -> None:
+        """Give the vCPU its interrupt controller, if the machine has one."""
+        pic = self.devices.get("pic")
+        if pic is None:
+            return
+        inputs = [device for device in self.devices.values() if hasattr(device, "poll")]
+        self._board = InterruptBoard(self.vcpu, pic, self.clock, inputs, self._input)
+        if isinstance(self.clock, ExitClock):
+            self.observe(self._board.observe)
+
+    def _on_interrupt(self, level: bool) -> None:
+        if level and self._board is not None:
+            self.vcpu.attention()
 
     def attach_port(self, port: int, length: int, device: Device, name: str = "") -> Mapping:
         """Put a device on `length` I/O ports from `port` on. See `Bus.attach`.
@@ -207,10 +238,11 @@ class Machine:
                     "where this machine has no memory",
                     hint="give the machine more memory with -m, or start in mode real",
                 )
+        state = image.enter(wanted.state)
         image.place(self.memory)
         for gpa, data in wanted.writes:
             self.memory.write(gpa, data)
-        self.vcpu.set_state(wanted.state)
+        self.vcpu.set_state(state)
 
     def load_guest(self, name: str) -> Guest:
         """Load one of the built-in guests (`vmmsim guests`) by name, with its input."""
@@ -273,11 +305,11 @@ class Machine:
         began = time.perf_counter()
         self._running = self._inline = True
         try:
-            with DeferredSignals(self.cancel, self.vcpu.uncancel):
+            with DeferredSignals(self.cancel, self.vcpu.uncancel), self._board or contextlib.nullcontext():
                 if timer is not None:
                     timer.start()
                 try:
-                    exit = self.vcpu.run_inline(self.accesses, max_insns=max_insns)
+                    exit = self._run_on(max_insns)
                 finally:
                     if timer is not None:
                         timer.cancel()
@@ -303,6 +335,18 @@ class Machine:
         self._note_end(exit)
         return exit
 
+    def _run_on(self, max_insns: int | None) -> Exit:
+        """Run until an end that is no halt, or a halt from which nothing can wake the guest."""
+        while True:
+            exit = self.vcpu.run_inline(self.accesses, max_insns=max_insns)
+            if not isinstance(exit, Halt) or not self._wakes():
+                return exit
+            self._count_end(exit)
+
+    def _wakes(self) -> bool:
+        """A halted guest: wait for what wakes it. False if there is no such thing."""
+        return self._board is not None and self.vcpu.interruptible and self._board.wait()
+
     def exits(self) -> Iterator[Exit]:
         """Every exit, one at a time: the KVM_RUN loop.
 
@@ -313,6 +357,8 @@ class Machine:
         while True:
             exit = self.step_exit()
             yield exit
+            if isinstance(exit, Halt) and self._wakes():
+                continue
             if not isinstance(exit, Access):
                 return
             if not exit.answered:
@@ -339,6 +385,9 @@ class Machine:
 
     def _note_end(self, exit: Exit) -> None:
         self.last_exit = exit
+        self._count_end(exit)
+
+    def _count_end(self, exit: Exit) -> None:
         if not isinstance(exit, _NOT_COUNTED):
             self._ends[exit.kind] = self._ends.get(exit.kind, 0) + 1
 
@@ -372,6 +421,8 @@ class Machine:
     def cancel(self) -> None:
         """From any thread: end the current run with Cancelled at an instruction boundary."""
         self.vcpu.cancel()
+        if self._board is not None:
+            self._board.wake()
         self._tell_ends("interrupt")
 
     def _tell_ends(self, what: str) -> None:

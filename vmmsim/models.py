@@ -7,6 +7,7 @@ device by name. `vmmsim devices` prints the table.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +27,13 @@ class Wiring(msgspec.Struct):
     """What a machine gives to its devices: the resources of their construction."""
 
     source: Any  #: CharSource
+    clock: Any  #: Clock
+    devices: dict[str, Any]  #: those made so far, by name
     sink: Any  #: CharSink
     random: random.Random
     on_exit: Callable[[int], None]
+    on_event: Callable[[str], None]  #: power_off or reset
+    on_interrupt: Callable[[bool], None]  #: the interrupt controller's output
     config: Any  #: MachineConfig
 
 
@@ -44,6 +49,83 @@ class DeviceSpec(msgspec.Struct, frozen=True):
     make: Callable[[Wiring], Device]
     hole: tuple[int, int] | None = None
     irq: int | None = None
+    #: Further ranges of the device: (port, length, which attribute of the device answers there).
+    faces: tuple[tuple[int, int, str], ...] = ()
+    #: The attribute of the device that answers at `start`, if it is not the device itself.
+    face: str = ""
+
+
+def _line(w: Wiring, number: int) -> Any:
+    """The interrupt controller's input `number`; a line to nowhere in a machine without one."""
+    from .devices.base import NoIrq
+
+    return w.devices["pic"].input(number) if "pic" in w.devices else NoIrq()
+
+
+def _pic(w: Wiring) -> Any:
+    from .devices.base import IrqLine
+    from .devices.i8259 import I8259Pair
+
+    return I8259Pair(IrqLine(w.on_interrupt))
+
+
+def _pit(w: Wiring) -> Device:
+    from .devices.i8254 import I8254
+
+    return I8254(w.clock, _line(w, 0))
+
+
+def _port61(w: Wiring) -> Device:
+    from .devices.port61 import Port61
+
+    if "pit" not in w.devices:
+        raise UsageError("port61 without pit", hint="port 61h is a part of the timer: leave out both")
+    return Port61(w.devices["pit"], w.clock)
+
+
+def _rtc(w: Wiring) -> Device:
+    from .devices.mc146818 import Mc146818
+
+    epoch = int(time.time()) if w.config.clock == "host" else _EPOCH
+    below = min(w.config.memory, 3 << 30)
+    return Mc146818(w.clock, _line(w, layout.RTC_IRQ), epoch=epoch, memory_size=below)
+
+
+def _kbc(w: Wiring) -> Any:
+    from .devices.i8042 import AFTER_FIRMWARE, I8042
+    from .devices.ps2_keyboard import Ps2Keyboard
+
+    return I8042(
+        _line(w, layout.KEYBOARD_IRQ),
+        _line(w, layout.MOUSE_IRQ),
+        on_reset=lambda: w.on_event("reset"),
+        keyboard=Ps2Keyboard(),
+        state=AFTER_FIRMWARE,
+    )
+
+
+def _port92(w: Wiring) -> Device:
+    from .devices.port92 import Port92
+
+    return Port92(lambda: w.on_event("reset"))
+
+
+def _post_code(w: Wiring) -> Device:
+    from .devices.post_code import PostCode
+
+    return PostCode()
+
+
+def _reset_control(w: Wiring) -> Device:
+    from .devices.reset_control import ResetControl
+
+    return ResetControl(lambda hard: w.on_event("reset"))
+
+
+def _acpi_pm(w: Wiring) -> Device:
+    from .devices.acpi_pm import AcpiPm
+
+    return AcpiPm(w.clock, _line(w, layout.SCI_IRQ), on_power_off=lambda: w.on_event("power_off"))
 
 
 def _char_in(w: Wiring) -> Device:
@@ -67,7 +149,7 @@ def _char_out(w: Wiring) -> Device:
 def _uart(w: Wiring) -> Device:
     from .devices.uart16550 import Uart16550
 
-    return Uart16550(source=w.source, sink=w.sink)
+    return Uart16550(source=w.source, sink=w.sink, irq=_line(w, layout.COM1_IRQ))
 
 
 def _debug_exit(w: Wiring) -> Device:
@@ -121,11 +203,37 @@ DEVICES: dict[str, DeviceSpec] = {
             "8 KiB of registers of any width, for tests of access widths",
             _scratch, (layout.SCRATCH, layout.SCRATCH_SIZE),
         ),
+        DeviceSpec(
+            "pic", "port", layout.PIC_MASTER_PORT, 2, "interrupt controllers, a pair of 8259A", _pic,
+            faces=((layout.PIC_SLAVE_PORT, 2, "slave"), (layout.ELCR_PORT, 2, "elcr")), face="master",
+        ),
+        DeviceSpec("pit", "port", layout.PIT_PORT, 4, "timers, an 8254", _pit, irq=0),
+        DeviceSpec("port61", "port", layout.PORT_61, 1, "port 61h: the timer's gate, the speaker", _port61),
+        DeviceSpec("rtc", "port", layout.RTC_PORT, 2, "clock and CMOS RAM, an MC146818A", _rtc, irq=layout.RTC_IRQ),
+        DeviceSpec(
+            "kbc", "port", layout.KBC_DATA_PORT, 1, "keyboard controller, an 8042, with a keyboard", _kbc,
+            irq=layout.KEYBOARD_IRQ, faces=((layout.KBC_COMMAND_PORT, 1, "command"),), face="data",
+        ),
+        DeviceSpec("port92", "port", layout.PORT_92, 1, "port 92h: fast reset, A20", _port92),
+        DeviceSpec("post-code", "port", layout.POST_CODE_PORT, 1, "port 80h: POST codes", _post_code),
+        DeviceSpec("reset-control", "port", layout.RESET_CONTROL_PORT, 1, "port CF9h: reset", _reset_control),
+        DeviceSpec(
+            "acpi-pm", "port", layout.ACPI_PM_PORT, 16, "ACPI's timer and power-off ports", _acpi_pm,
+            irq=layout.SCI_IRQ,
+        ),
     )
 }  # fmt: skip
 
-#: model -> names of its devices. `bare` is the talk's machine.
+#: 2020-01-01 00:00:00 UTC: when a machine begins whose clock is not the host's.
+_EPOCH = 1577836800
+
+#: model -> names of its devices, in the order in which they are made. `bare` is the talk's machine,
+#: `pc` a PC without a screen and disks.
 MODELS: dict[str, tuple[str, ...]] = {
+    "pc": (
+        "pic", "pit", "port61", "rtc", "kbc", "port92", "uart", "post-code", "reset-control", "acpi-pm",
+        "debug-exit", "debug-console",
+    ),
     "bare": ("char-in", "random-letter", "char-out", "uart", "debug-exit", "debug-console"),
 }
 

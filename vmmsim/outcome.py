@@ -2,7 +2,7 @@
 
 Neutral: the command line, the pytest plugin and scripts use the same table.
 
-    0-119  the guest's own code; 0 also for a guest that halts without one
+    0-119  the guest's own code; 0 also for a guest that halts, powers off or resets
     120    triple fault
     121    an exit that nobody handles
     124    the budget, or the time, is spent
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import msgspec
 
-from .exits import BudgetSpent, Cancelled, Exit, GuestExit, Halt, Shutdown
+from .exits import BudgetSpent, Cancelled, Exit, GuestExit, Halt, Shutdown, SystemEvent
 
 __all__ = ["GUEST_CODES", "Outcome", "exit_code", "outcome"]
 
@@ -48,6 +48,8 @@ def outcome(exit: Exit) -> Outcome:
         )
     if isinstance(exit, Halt):
         return Outcome(0)
+    if isinstance(exit, SystemEvent):
+        return Outcome(0, note=exit.describe())
     if isinstance(exit, Shutdown):
         return Outcome(_TRIPLE_FAULT, abnormal=True)
     if isinstance(exit, BudgetSpent):

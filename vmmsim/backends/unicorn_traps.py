@@ -83,6 +83,8 @@ class TrapUnit:
         if number >= _VMEXIT:
             return self.intercepts.handle(number - _VMEXIT)
         how = cpu.words[cpu.error]
+        # Or the next intercept, too, would be taken for an INT, and RIP set to where that ended.
+        cpu.words[cpu.error] = how & 0xFFFFFFFF
         self.was_fault = not how >> 32 and number != _DB
         if how >> 32:
             return self.deliver_saved(number, None, "soft")
@@ -107,12 +109,20 @@ class TrapUnit:
         cpu.save()
         if self.intercepts.let_through:
             self.intercepts.rearm(None)
-        if cpu.words[cpu.error] >> 32:  # INT 6
+        how = cpu.words[cpu.error]
+        cpu.words[cpu.error] = how & 0xFFFFFFFF
+        if how >> 32:  # INT 6
             return self.deliver_saved(_UD, None, "soft")
         if self.code(1) == b"\xf1":
             cpu.words[cpu.rip] += 1
             return self.deliver_saved(_DB, None, "icebp")
         return self.deliver_saved(_UD, None, "fault")
+
+    def forget_int(self) -> None:
+        """In the hook, before `deliver`: what was raised is no longer the engine's to look at."""
+        self.cpu.save()
+        self.cpu.words[self.cpu.error] &= 0xFFFFFFFF
+        self.cpu.restore()
 
     def intercept(self, code: int) -> str | None:
         """Emulate the instruction of an armed intercept: `code` is SVM's (number - 0x100)."""

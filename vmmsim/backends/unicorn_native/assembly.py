@@ -131,7 +131,8 @@ leave:
 """,
     # A vector below 0x100 goes to QEMU's own delivery, unless that met a fault the last time
     # (DELIVERING is still set then). RF is set for faults: not for
-    # INT n and its like, not for #DB. A fault has not retired its instruction.
+    # INT n and its like, not for #DB. A fault has not retired its instruction. Were
+    # EXCEPTION_IS_INT left set, the next intercept would be taken for an INT, too.
     "trap": """
     cmp esi, 0x100
     jae slow
@@ -160,6 +161,8 @@ deliver:
     movabs rax, DO_INTERRUPT
     call rax
     pop rdx
+    mov r10, [rdx+ENV]
+    mov dword ptr [r10+EXCEPTION_IS_INT], 0
     mov qword ptr [rdx+DELIVERING], 0
     inc qword ptr [rdx+TRAPS]
     mov eax, 1
@@ -372,11 +375,11 @@ CODE = {
         "74def785232323230800000075d248c7411803000000eb0848c741180100000048b81111111111111111ffe0"
     ),
     "trap": bytes.fromhex(
-        "81fe000100000f839d0000004883bab0000000000f858f0000004c8b522089f64889b2b8000000418b82002525"
+        "81fe000100000f83ac0000004883bab0000000000f859e0000004c8b522089f64889b2b8000000418b82002525"
         "25488982c0000000498b8208252525488982d0000000418b8204252525488982c80000004183a223232323f785"
         "c0751483fe01740f41818a212121210000010048ff4a285248c782b000000001000000488bbaa800000048b819"
-        "19191919191919ffd05a48c782b00000000000000048ff82d8000000b801000000c389f748b822222222222222"
-        "224883ec08ffd04883c408c3"
+        "19191919191919ffd05a4c8b522041c782042525250000000048c782b00000000000000048ff82d8000000b801"
+        "000000c389f748b822222222222222224883ec08ffd04883c408c3"
     ),
     "insn": bytes.fromhex("488b4128483b41307d0848ffc048894128c348c741180200000048b81111111111111111ffe0"),
     "in": bytes.fromhex(

@@ -408,7 +408,7 @@ class ReplayCutter(AccessCutter):
         """Leave in the access, which counts as made. An instruction that is executed alone ends
         by itself, and must: its store may have reached RAM."""
         self._made = True
-        if not self._alone:
+        if self._executing and not self._alone:
             self._leaving = True
             self._leave()
 
@@ -428,6 +428,7 @@ class ReplayCutter(AccessCutter):
         words[Shared.DELIVERING] = 0
         words[Shared.TRAPS] += 1
         vector = words[Shared.VECTOR]
+        self._traps.forget_int()
         if words[Shared.SOFT]:
             return self._traps.deliver(vector, kind="soft")
         error = words[Shared.ERROR] if vector in ERROR_CODE_VECTORS else None
