@@ -1,4 +1,4 @@
-"""The two ways of moving a CpuState in and out of a Unicorn engine, held to the same tests."""
+"""A CpuState in and out of a Unicorn engine, by the bytes of a context."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unicorn import UC_ARCH_X86, UC_HOOK_INTR, UC_MODE_64, Uc, UcError
 
-from vmmsim.backends.unicorn_native import context, probe
-from vmmsim.backends.unicorn_native.context import ContextCodec, context_usable, hidden_flags
-from vmmsim.backends.unicorn_portable import codec, loader, observer
-from vmmsim.backends.unicorn_portable.codec import PortableCodec
+from vmmsim.backends import unicorn_context as context
+from vmmsim.backends import unicorn_probe as probe
+from vmmsim.backends.unicorn_context import ContextCodec, context_usable
 from vmmsim.backends.unicorn_registers import scratch_engine
 from vmmsim.cpu import msrs
 from vmmsim.cpu.descriptors import encode_descriptor
@@ -22,9 +21,9 @@ from vmmsim.cpu.state import CpuState, Events, FpuState, Registers, Segment, Tab
 from vmmsim.cpu.validate import validate
 from vmmsim.errors import NotSupported
 
-Codec = ContextCodec | PortableCodec
-CODECS = [pytest.param(ContextCodec, id="native"), pytest.param(PortableCodec, id="portable")]
-NOT_HELD = {ContextCodec: context.NOT_HELD, PortableCodec: codec.NOT_HELD}
+Codec = ContextCodec
+CODECS = [pytest.param(ContextCodec, id="context")]
+NOT_HELD = {ContextCodec: context.NOT_HELD}
 
 RAM = 2 << 20
 CODE = 0x20000
@@ -239,22 +238,6 @@ def _registers(state: CpuState) -> Registers:
     return Registers(*(getattr(state, name) for name in Registers.__struct_fields__))
 
 
-@pytest.mark.parametrize("mode", MODES)
-@settings(max_examples=20)
-@given(data=st.data())
-def test_portable_write_is_exact_as_the_native_path_sees_it(mode: str, data: st.DataObject) -> None:
-    wanted = data.draw(states(mode))
-    uc = engine()
-    PortableCodec(uc).write_state(wanted)
-    native = ContextCodec(uc)
-    found = native.read_state()
-    # CR8 goes to the place that the API has for it, which is not the one that MOV to CR8 writes.
-    assert [d for d in wanted.diff(found) if d[0] != "cr8"] == []
-    assert struct.unpack_from("<I", native._context.save(), native.layout.flags + 40)[0] == hidden_flags(
-        wanted
-    )
-
-
 def test_reset_state_of_a_new_engine(codec_class: type[Codec]) -> None:
     codec = codec_class(engine())
     codec.write_state(CpuState())
@@ -280,7 +263,7 @@ def test_msrs_outside_the_state_outlive_a_write(codec_class: type[Codec]) -> Non
     assert codec.read_msr(tsc_aux) == 0x1234
 
 
-def test_virtual_8086_mode_is_read_by_both_and_written_by_the_native_path() -> None:
+def test_virtual_8086_mode_is_read_as_written() -> None:
     tss = Segment(0x28, 0, 0x67, 0x8B)
     segment = Segment(0x100, 0x1000, 0xFFFF, 0xF3)
     v86 = make(
@@ -297,18 +280,6 @@ def test_virtual_8086_mode_is_read_by_both_and_written_by_the_native_path() -> N
     native = ContextCodec(engine())
     native.write_state(v86)
     assert native.read_state().diff(v86) == []
-    assert differences(PortableCodec, v86, PortableCodec(native.uc).read_state()) == []
-    portable = PortableCodec(engine())
-    before = portable.read_state()
-    with pytest.raises(NotSupported, match="virtual-8086"):
-        portable.write_state(v86)
-    assert portable.read_state() == before
-
-
-def test_code_segment_that_nothing_loads_is_refused_by_the_portable_path() -> None:
-    codec = PortableCodec(engine())
-    with pytest.raises(NotSupported, match="code segment"):
-        codec.write_state(make(cr0=0x11, cs=Segment(8, 0, 0xFFFF, 0x93)))
 
 
 # --- what is written takes effect ------------------------------------------------------------
@@ -600,7 +571,7 @@ def test_error_code(codec_class: type[Codec]) -> None:
     codec.write_state(protected(gdt=Table(GDT, 0x17), rax=0x123B))
     with pytest.raises(UcError):
         codec.uc.emu_start(0, 0)
-    assert codec.error_code() == (0x1238 if codec_class is ContextCodec else None)
+    assert codec.error_code() == 0x1238
 
 
 # --- the layout and the stubs ----------------------------------------------------------------
@@ -627,32 +598,8 @@ def test_unknown_layout_is_said_and_refused(monkeypatch: pytest.MonkeyPatch, wha
         usable, reason = context_usable()
         assert not usable
         assert what in reason
-        with pytest.raises(NotSupported, match="portable"):
+        with pytest.raises(NotSupported, match="cannot be used"):
             ContextCodec(engine())
     finally:
         context._layout.cache_clear()
         context_usable.cache_clear()
-
-
-def test_stubs_are_what_their_comments_say() -> None:
-    keystone = pytest.importorskip("keystone")
-    for mode, a, b in ((keystone.KS_MODE_32, "eax", "ebx"), (keystone.KS_MODE_64, "rax", "rbx")):
-
-        def assemble(text: str, mode: int = mode) -> bytes:
-            return bytes(keystone.Ks(keystone.KS_ARCH_X86, mode).asm(text)[0])
-
-        assert (
-            assemble(
-                f"mov ss, [{b}+20]; mov fs, [{b}]; mov gs, [{b}+2]; mov eax, 0x10; mov cr0, {a};"
-                f"mov fs, [{b}+4]; mov gs, [{b}+6]; mov al, 0x11; mov cr0, {a}; mov es, [{b}+8]"
-            )
-            == loader.STUB
-        )
-        same, outer = loader.STUB_SAME_CPL, loader.STUB_OUTER_CPL
-        assert same[:6] == assemble(f"mov ss, [{b}+12]; mov ds, [{b}+10]")
-        assert outer == assemble(f"mov ds, [{b}+10]; iretd")
-        assert assemble("xor ecx, ecx; xsetbv; hlt") == loader.XSETBV
-        loads = "nop; nop; lodsb; lodsb al, es:[esi]; lodsb al, ss:[esi]; hlt"
-        assert assemble(loads, keystone.KS_MODE_32) == observer.LOADS
-    ks32 = keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_32)
-    assert loader.STUB_SAME_CPL[6:] == bytes(ks32.asm("ljmp cs:[ebx+14]")[0])

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from unicorn import UC_HOOK_INSN, UC_HOOK_INSN_INVALID, UC_HOOK_INTR, UC_PROT_ALL, x86_const
 from unicorn.unicorn_py3.unicorn import uclib
 
-from vmmsim.backends.unicorn_native.context import ContextCodec
+from vmmsim.backends.unicorn_context import ContextCodec
 from vmmsim.backends.unicorn_registers import scratch_engine
 from vmmsim.backends.unicorn_trap_intercepts import ALL
 from vmmsim.backends.unicorn_trap_memory import GuestFault

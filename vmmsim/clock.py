@@ -174,9 +174,7 @@ class InsnClock(_SteppedClock):
     def __init__(self, rate: int = 50_000_000, insns: Callable[[], int] = lambda: 0) -> None:
         super().__init__()
         if rate <= 0:
-            raise UsageError(
-                f"a clock of {rate} instructions a second", hint="give a number greater than 0"
-            )
+            raise UsageError(f"a clock of {rate} instructions a second", hint="give a number greater than 0")
         self.rate = rate
         self.insns = insns
 

@@ -209,7 +209,9 @@ DEVICES: dict[str, DeviceSpec] = {
         ),
         DeviceSpec("pit", "port", layout.PIT_PORT, 4, "timers, an 8254", _pit, irq=0),
         DeviceSpec("port61", "port", layout.PORT_61, 1, "port 61h: the timer's gate, the speaker", _port61),
-        DeviceSpec("rtc", "port", layout.RTC_PORT, 2, "clock and CMOS RAM, an MC146818A", _rtc, irq=layout.RTC_IRQ),
+        DeviceSpec(
+            "rtc", "port", layout.RTC_PORT, 2, "clock and CMOS RAM, an MC146818A", _rtc, irq=layout.RTC_IRQ
+        ),
         DeviceSpec(
             "kbc", "port", layout.KBC_DATA_PORT, 1, "keyboard controller, an 8042, with a keyboard", _kbc,
             irq=layout.KEYBOARD_IRQ, faces=((layout.KBC_COMMAND_PORT, 1, "command"),), face="data",
@@ -231,8 +233,18 @@ _EPOCH = 1577836800
 #: `pc` a PC without a screen and disks.
 MODELS: dict[str, tuple[str, ...]] = {
     "pc": (
-        "pic", "pit", "port61", "rtc", "kbc", "port92", "uart", "post-code", "reset-control", "acpi-pm",
-        "debug-exit", "debug-console",
+        "pic",
+        "pit",
+        "port61",
+        "rtc",
+        "kbc",
+        "port92",
+        "uart",
+        "post-code",
+        "reset-control",
+        "acpi-pm",
+        "debug-exit",
+        "debug-console",
     ),
     "bare": ("char-in", "random-letter", "char-out", "uart", "debug-exit", "debug-console"),
 }

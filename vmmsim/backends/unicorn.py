@@ -61,6 +61,11 @@ class UnicornBackend(Backend):
         found = self.availability()
         if not found.usable:
             raise BackendUnavailable("unicorn", found.reason, hint=found.fix)
+        from .unicorn_context import context_usable
+
+        usable, reason = context_usable()
+        if not usable:
+            raise BackendUnavailable("unicorn", reason, hint="pip install unicorn==2.1.4")
         self.engine, self.engine_reason = _choose()
 
     @classmethod
@@ -84,13 +89,12 @@ class UnicornBackend(Backend):
 
     @property
     def capabilities(self) -> Capabilities:
-        native = self.engine == "native"
         return Capabilities(
             insn_budget=True,
             cancel_latency_ms=50.0,
             max_vcpus=1,
             gpa_bits=48,
-            segment_state="exact" if native else "tables",
+            segment_state="exact",
             delivers_exceptions=True,
             segment_limits=False,
             xcr0=3,
@@ -226,9 +230,7 @@ class UnicornVm(Vm):
     def cpuid_table(self, number: int) -> Table:
         """What CPUID answers on vCPU `number`."""
         if number not in self._cpuid:
-            self._cpuid[number] = table(
-                apic=self.options.apic, apic_id=number, cpus=self.options.vcpus
-            )
+            self._cpuid[number] = table(apic=self.options.apic, apic_id=number, cpus=self.options.vcpus)
         return self._cpuid[number]
 
     def owns_msr(self, index: int) -> bool:

@@ -12,8 +12,8 @@ from unicorn import x86_const
 from unicorn.unicorn_py3.unicorn import uclib
 
 from ..errors import NotSupported
-from .unicorn_native.context import ContextCodec
-from .unicorn_native.probe import ContextBytes
+from .unicorn_context import ContextCodec
+from .unicorn_probe import ContextBytes
 from .unicorn_registers import check
 
 __all__ = ["CS", "DS", "ES", "FS", "GS", "LDT", "SS", "TR", "CpuWords"]

@@ -26,7 +26,7 @@ from .unicorn_trap_msrs import Platform
 from .unicorn_trap_tasks import switch_task
 
 if TYPE_CHECKING:
-    from .unicorn_native.context import ContextCodec
+    from .unicorn_context import ContextCodec
 
 __all__ = ["HALTED", "VMCB", "VMCB_SIZE", "GuestRam", "Platform", "TrapUnit", "vmcb_bytes"]
 

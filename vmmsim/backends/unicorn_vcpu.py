@@ -37,7 +37,7 @@ from ..cpu.validate import is_canonical, validate
 from ..errors import NotSupported, UsageError
 from ..exits import Access, Exit, FetchUnmapped, ReadAccess, Shutdown, Unsupported
 from .base import AccessHandler, Board, Vcpu
-from .unicorn_native.context import ContextCodec
+from .unicorn_context import ContextCodec
 from .unicorn_trap_cpu import TR
 from .unicorn_trap_intercepts import ALL, HLT
 from .unicorn_traps import HALTED, VMCB, VMCB_SIZE, GuestRam, Platform, TrapUnit, vmcb_bytes

@@ -207,6 +207,12 @@ class Script:
         self._note(kind, address, size, value)
         return value
 
+    def msr_read(self, index: int, /) -> int | None:
+        return None
+
+    def msr_write(self, index: int, value: int, /) -> bool:
+        return False
+
     def port_read(self, port: int, size: int, /) -> int:
         return self._answer("port_read", port, size)
 

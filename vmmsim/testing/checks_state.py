@@ -7,9 +7,9 @@ from collections.abc import Callable
 from ..backends.base import Backend
 from ..cpu.msrs import FS_BASE, GS_BASE, KERNEL_GS_BASE, LSTAR, PAT, STAR, SYSENTER_EIP
 from ..cpu.state import CpuState, Segment, Table
-from ..diff.divergences import divergence, ignored_bits
+from ..diff.divergences import ignored_bits
 from ..errors import NotSupported, UsageError, VmmsimError
-from ..exits import GuestException, Halt, PortWrite, Refused, Shutdown
+from ..exits import Halt, PortWrite, Refused, Shutdown
 from .bench import CODE, DATA, Bench
 from .checks import per_mode, raises, registry
 

@@ -17,7 +17,7 @@ from unicorn import unicorn_const as uc_const
 from unicorn.unicorn_py3.unicorn import Uc, uclib
 
 from ...errors import NotSupported
-from .context import ContextCodec
+from ..unicorn_context import ContextCodec
 
 __all__ = ["Offsets", "engine_offsets"]
 

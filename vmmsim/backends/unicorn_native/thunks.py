@@ -42,7 +42,7 @@ from ...errors import NotSupported
 from .assembly import CODE, CONSTANTS
 
 if TYPE_CHECKING:
-    from .probe import Layout
+    from ..unicorn_probe import Layout
 
 __all__ = [
     "FLAG_CROSSES",

@@ -24,8 +24,8 @@ from ...cpu.state import CpuState
 from ...errors import NotSupported
 from ...exits import BudgetSpent, Cancelled, Exit, Halt, ReadAccess, Shutdown
 from ..ticker import TICK_SECONDS, hurry, watch
+from ..unicorn_context import context_usable
 from ..unicorn_vcpu import FOREVER, GP
-from .context import context_usable
 from .offsets import engine_offsets
 from .replay import DRAIN, INLINE, ONE, ReplayCutter
 from .thunks import FLAG_SPECIAL, Shared

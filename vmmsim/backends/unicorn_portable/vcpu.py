@@ -423,6 +423,12 @@ class PortableVcpu(AccessCutter):
             self._alarm, self._look = FOREVER, True
         return None  # the end of a slice
 
+    def _attend(self) -> Exit | None:
+        exit = super()._attend()
+        if not self._want:
+            self._short = 1
+        return exit
+
     def set_alarm(self, insns: int | None) -> None:
         self._alarm = FOREVER if insns is None else insns
         self._limit = min(self._limit, self._alarm)

@@ -16,13 +16,13 @@ from unicorn import UC_ERR_EXCEPTION
 from unicorn import x86_const as x86
 from unicorn.unicorn_py3.unicorn import Uc, UcError, uclib
 
-from ...cpu import msrs
-from ...cpu.descriptors import pack_descriptor
-from ...cpu.state import CpuState, Segment
-from ..unicorn_registers import RegisterAccess, check
+from ..cpu import msrs
+from ..cpu.descriptors import pack_descriptor
+from ..cpu.state import CpuState, Segment
+from .unicorn_registers import RegisterAccess, check
 
 if TYPE_CHECKING:
-    from .context import ContextCodec
+    from .unicorn_context import ContextCodec
 
 __all__ = ["ContextBytes", "Layout", "find_layout", "prove"]
 

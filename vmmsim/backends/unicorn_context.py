@@ -5,7 +5,7 @@ interrupt shadow and the error code can be seen and set. Nobody promises that la
 Therefore no offset is written down here: each is found once per process by putting
 distinctive values in through documented calls and instructions and looking for them in
 the bytes, and the first write is proved by a guest that uses what was written. Where that
-fails, `context_usable` says why and the backend takes `unicorn_portable` instead.
+fails, `context_usable` says why, and the backend cannot be used.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import struct
 from unicorn import x86_const as x86
 from unicorn.unicorn_py3.unicorn import Uc, UcError
 
-from ...cpu import msrs
-from ...cpu.state import CpuState, Events, FpuState, Registers, Segment, Table
-from ...errors import NotSupported
-from ..unicorn_registers import RegisterAccess, scratch_engine
-from .probe import ContextBytes, Layout, find_layout, prove
+from ..cpu import msrs
+from ..cpu.state import CpuState, Events, FpuState, Registers, Segment, Table
+from ..errors import NotSupported
+from .unicorn_probe import ContextBytes, Layout, find_layout, prove
+from .unicorn_registers import RegisterAccess, scratch_engine
 
 __all__ = ["NOT_HELD", "ContextCodec", "context_usable"]
 
@@ -72,7 +72,7 @@ class ContextCodec(RegisterAccess):
             layout, reason = _layout()
         if layout is None:
             raise NotSupported(
-                f"this Unicorn's context cannot be used: {reason}", hint="use the portable path"
+                f"this Unicorn's context cannot be used: {reason}", hint="use unicorn 2.1.4, or backend kvm"
             )
         self.layout = layout
         self._context = ContextBytes(uc)
@@ -154,7 +154,7 @@ class ContextCodec(RegisterAccess):
         cs = s.cs if s.mode != "l64" else Segment(s.cs.selector, 0, s.cs.limit, s.cs.attr)
         _SEGMENTS.pack_into(
             data, at.segments, *_raw(s.es), *_raw(cs), *_raw(s.ss), *_raw(s.ds), *_raw(s.fs), *_raw(s.gs),
-            *_raw(s.ldt), *_raw(_not_busy(s.tr)), 
+            *_raw(s.ldt), *_raw(_not_busy(s.tr)),
             0, s.gdt.base, s.gdt.limit, 0, 0, s.idt.base, s.idt.limit, 0,
         )  # fmt: skip
         struct.pack_into("<9Q", data, at.cr, s.cr0, 0, s.cr2, s.cr3, s.cr4, 0, 0, 0, s.cr8)
