@@ -358,7 +358,9 @@ def test_doctor_says_what_kvm_can_where_it_can_something(
 
     found = SimpleNamespace(xcr0=3, refuses=() if works else tuple(kvm_probe._PROBES))
     monkeypatch.setattr(kvm_probe, "_findings", lambda backend: found)
-    backend: Any = SimpleNamespace(provenance="this CPU", gpa_bits=48, max_vcpus=1)
+    backend: Any = SimpleNamespace(
+        provenance="this CPU", gpa_bits=48, max_vcpus=1, late_windows=True, gives_msrs=True
+    )
     assert ("kvm can" in dict(kvm_probe.report(backend))) is works
 
 

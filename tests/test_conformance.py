@@ -12,6 +12,7 @@ from vmmsim import models
 from vmmsim.backends import open_backend
 from vmmsim.backends.base import Backend
 from vmmsim.bus import Device
+from vmmsim.clock import ExitClock
 from vmmsim.config import MachineConfig
 from vmmsim.diff import divergences
 from vmmsim.streams import BufferSink, BytesSource
@@ -132,7 +133,11 @@ def _factory(name: str) -> Callable[..., Device]:
             source=BytesSource(b"hello, device"),
             sink=BufferSink(),
             random=random.Random(1),
+            clock=ExitClock(),
+            devices={},
             on_exit=lambda code: None,
+            on_event=lambda event: None,
+            on_interrupt=lambda level: None,
             config=MachineConfig(),
         )
         fresh = models.DEVICES[name].make(wiring)
@@ -152,7 +157,7 @@ def _factory(name: str) -> Callable[..., Device]:
 
 
 @pytest.mark.parametrize("check", DEVICE_CHECKS, ids=lambda check: check.name)
-@pytest.mark.parametrize("name", models.DEVICES)
+@pytest.mark.parametrize("name", [*models.MODELS["bare"], "scratch"])
 def test_device(name: str, check: DeviceCheck) -> None:
     check.run(_factory(name), models.DEVICES[name].length)
 

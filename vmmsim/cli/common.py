@@ -43,7 +43,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 _OPTIONS: tuple[Callable[[F], F], ...] = (
-    click.argument("guest", metavar="GUEST|FILE"),
+    click.argument("guest", metavar="[GUEST|FILE]", required=False, default=""),
     click.option(
         "--backend", "-b", envvar="VMMSIM_BACKEND", default="auto", show_default=True, show_envvar=True,
         metavar="auto|kvm|unicorn", help="The CPU. auto takes KVM where it is usable, else Unicorn.",
@@ -51,6 +51,18 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
     click.option(
         "--memory", "-m", metavar="SIZE", help="Size of RAM: 64M, 1G, 512KiB; a bare number is MiB. [64M]"
     ),
+    click.option(
+        "--machine", "-M", "model", metavar="bare|pc",
+        help="Which devices there are: the talk's, or a PC's. [bare; pc with --kernel]",
+    ),
+    click.option("--without", multiple=True, metavar="NAME", help="Leave a device out."),
+    click.option(
+        "--clock", default="host", show_default=True, metavar="host|insns|exits",
+        help="The time that devices see: real, or counted in instructions (not on KVM) or exits.",
+    ),
+    click.option("--kernel", metavar="FILE", help="Boot a kernel: bzImage, ELF by PVH or Multiboot."),
+    click.option("--initrd", metavar="FILE", help="Its initial RAM disk; for Multiboot: FILE ARGS,FILE2."),
+    click.option("--append", default="", metavar="TEXT", help="Its command line."),
     click.option("--load", metavar="ADDR", help="Where a flat binary goes (guest-physical). [0x7c00]"),
     click.option("--mode", metavar="MODE", help="State at the start: real, reset, p16, p32, l64, l64u."),
     click.option("--entry", metavar="ADDR|SYMBOL", help="First instruction: linear address or ELF symbol."),
@@ -76,7 +88,13 @@ def guest_options(function: F) -> F:
 class Choices(msgspec.Struct, kw_only=True):
     """The values of `guest_options`, as the user gave them."""
 
-    guest: str
+    guest: str = ""
+    model: str | None = None
+    without: tuple[str, ...] = ()
+    clock: str = "host"
+    kernel: str | None = None
+    initrd: str | None = None
+    append: str = ""
     backend: str = "auto"
     memory: str | None = None
     load: str | None = None
@@ -154,6 +172,15 @@ def resolve(choices: Choices) -> Target:
 
     name = choices.guest
     check_backend(choices.backend)  # before any file is opened for writing
+    if choices.kernel is not None:
+        from .kernel import kernel_target
+
+        return kernel_target(choices)
+    for option, value in (("--initrd", choices.initrd), ("--append", choices.append)):
+        if value:
+            raise UsageError(f"{option} without a kernel", hint="give it with --kernel FILE")
+    if not name:
+        raise UsageError("nothing to run", hint="name a guest (see: vmmsim guests), a file, or --kernel FILE")
     load = parse_address(choices.load, "--load") if choices.load is not None else None
     if name in guests.names():
         if os.path.isfile(name) and not choices.quiet:
@@ -253,13 +280,16 @@ def open_machine(
     memory = max(layout.DEFAULT_MEMORY, target.memory)
     if choices.memory is not None:
         memory = parse_size(choices.memory)
-        if 0 < memory < target.memory:
+        if choices.kernel is None and 0 < memory < target.memory:
             raise UsageError(
                 f"guest '{target.name}' needs a memory of {format_size(target.memory)}",
                 hint=f"give it -m {-(-target.memory >> 10)}K, or leave -m away",
             )
     config = MachineConfig(
         memory=memory,
+        model=choices.model or ("pc" if choices.kernel is not None else "bare"),
+        without=choices.without,
+        clock=choices.clock,
         extra_devices=(*target.devices, *choices.extra_devices),
         seed=choices.seed,
         count_insns=choices.count_insns or choices.max_insns is not None,
