@@ -13,7 +13,15 @@ import sys
 
 from common import Benchmark, Result
 
-_GROUPS = ("bench_guest_code", "bench_accesses", "bench_kvm", "bench_startup", "bench_machines")
+_GROUPS = (
+    "bench_guest_code",
+    "bench_accesses",
+    "bench_kvm",
+    "bench_startup",
+    "bench_machines",
+    "bench_traps",
+    "bench_linux",
+)
 
 
 def collect(only: str | None) -> dict[str, Benchmark]:

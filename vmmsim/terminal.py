@@ -22,7 +22,7 @@ HELP = """\
 Ctrl-a x       stop the machine
 Ctrl-a Ctrl-a  send Ctrl-a to the guest
 Ctrl-a h       this help
-Ctrl-c         stop the machine, as Ctrl-a x"""
+Ctrl-c         stop the machine, as Ctrl-a x; of a PC (--machine pc) it is a key for the guest"""
 
 _COMMANDS = {ord("x"): "quit", ord("X"): "quit", ord("h"): "help", ord("?"): "help"}
 
@@ -57,14 +57,16 @@ class EscapeFilter:
 class RawTerminal:
     """While open, keys reach the guest at once and are not echoed (the guest echoes).
 
-    Signal keys stay on: Ctrl-c stops vmmsim, Ctrl-z suspends it. Nothing happens when
+    With `signals` the signal keys stay on: Ctrl-c stops vmmsim, Ctrl-z suspends it; without, they
+    are keys for the guest, whose shell wants them. Nothing happens when
     `fd` is not a terminal, when this process is in its background, or on Windows. The
     settings are put back on leaving by any way that lets a process act: a normal end, an
     exception, exit(), SIGTERM, SIGHUP and while suspended.
     """
 
-    def __init__(self, fd: int | None = None) -> None:
+    def __init__(self, fd: int | None = None, *, signals: bool = True) -> None:
         """`fd` is standard input by default."""
+        self._signals = signals
         self._fd = _stdin_fd() if fd is None else fd
         self._saved: list[Any] | None = None
         self._handlers: dict[int, Any] = {}
@@ -109,6 +111,10 @@ class RawTerminal:
             return False
         changed = [*saved[:6], [*saved[6]]]
         changed[3] &= ~(termios.ICANON | termios.ECHO)
+        if not self._signals:
+            changed[3] &= ~termios.ISIG
+            changed[0] &= ~termios.IXON  # Ctrl-s, Ctrl-q
+            changed[0] &= ~termios.ICRNL  # Enter is a carriage return, as a serial line has it
         changed[6][termios.VMIN] = 1
         changed[6][termios.VTIME] = 0
         # Saved first: a signal between the two lines must find what to put back.

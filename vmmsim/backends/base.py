@@ -197,26 +197,26 @@ class Vcpu(ABC):
     def uncancel(self) -> None:
         """Forget a cancel that no run has taken note of yet."""
 
+    @abstractmethod
     def connect(self, board: Board) -> None:
         """From now on look at `board`'s interrupt line. At the first boundary where the guest can
         take one (IF set, no shadow of STI or MOV SS) a pending interrupt is acknowledged and
         delivered; runs do not end for it. HLT ends a run all the same: whether the vCPU waits, and
         until when, is up to the caller."""
-        raise NotSupported("this backend takes no interrupts yet")
 
+    @abstractmethod
     def attention(self) -> None:
         """Look at the board. From any thread: soon, between two instructions. From a handler
         that is answering an access of this vCPU: right behind that instruction."""
-        raise NotSupported("this backend takes no interrupts yet")
 
+    @abstractmethod
     def nmi(self) -> None:
         """Make an NMI pending (SDM vol. 3, 6.7). From any thread; as soon as `attention`."""
-        raise NotSupported("this backend takes no interrupts yet")
 
+    @abstractmethod
     def set_cr8(self, value: int) -> None:
         """The interrupt controller's task priority has changed, not by MOV to CR8. Allowed in a
         handler."""
-        raise NotSupported("this backend takes no interrupts yet")
 
     def set_alarm(self, insns: int | None) -> None:
         """`attention` once `Vcpu.insns` has reached this, exactly there; None: no more. From a
@@ -224,9 +224,9 @@ class Vcpu(ABC):
         raise NotSupported("this backend does not count instructions")
 
     @property
+    @abstractmethod
     def interruptible(self) -> bool:
         """Whether RFLAGS.IF is set: a halted vCPU can be woken by an interrupt."""
-        raise NotSupported("this backend takes no interrupts yet")
 
     @abstractmethod
     def registers(self) -> Registers:

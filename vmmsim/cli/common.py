@@ -180,7 +180,10 @@ def resolve(choices: Choices) -> Target:
         if value:
             raise UsageError(f"{option} without a kernel", hint="give it with --kernel FILE")
     if not name:
-        raise UsageError("nothing to run", hint="name a guest (see: vmmsim guests), a file, or --kernel FILE")
+        raise UsageError(
+            "missing argument: nothing to run",
+            hint="name a guest (see: vmmsim guests), a file, or --kernel FILE",
+        )
     load = parse_address(choices.load, "--load") if choices.load is not None else None
     if name in guests.names():
         if os.path.isfile(name) and not choices.quiet:

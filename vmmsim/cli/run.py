@@ -125,7 +125,8 @@ def _terminal(serial: str, choices: Choices) -> Iterator[None]:
     if not typed:
         yield
         return
-    with RawTerminal() as terminal:
+    pc = choices.model == "pc" or (choices.model is None and choices.kernel is not None)
+    with RawTerminal(signals=not pc) as terminal:
         if terminal.active and not choices.quiet:
             note(BANNER)
         yield
