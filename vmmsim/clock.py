@@ -9,7 +9,7 @@ the machine began. There are three clocks:
            on every CPU, so runs with interrupts can be compared exit by exit
 
 Whoever runs the machine calls `run_due()` between two instructions; it calls the timers
-whose time has come, in the thread that runs the vCPU. See `vmmsim.scheduler`.
+whose time has come, in the thread that runs the vCPU. See `vmmsim.board`.
 """
 
 from __future__ import annotations

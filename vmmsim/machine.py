@@ -354,19 +354,20 @@ class Machine:
         dealt with. What the caller leaves unanswered is given to the devices when the loop
         goes on. Ends after the first exit that is not an access.
         """
-        while True:
-            exit = self.step_exit()
-            yield exit
-            if isinstance(exit, Halt) and self._wakes():
-                continue
-            if not isinstance(exit, Access):
-                return
-            if not exit.answered:
-                stop = self.answer(exit)
-                if stop is not None:
-                    self.last_exit = stop
-                    yield stop
+        with self._board or contextlib.nullcontext():
+            while True:
+                exit = self.step_exit()
+                yield exit
+                if isinstance(exit, Halt) and self._wakes():
+                    continue
+                if not isinstance(exit, Access):
                     return
+                if not exit.answered:
+                    stop = self.answer(exit)
+                    if stop is not None:
+                        self.last_exit = stop
+                        yield stop
+                        return
 
     def step_exit(self) -> Exit:
         """Run to the next exit, whatever it is, and return it unanswered."""

@@ -1,7 +1,7 @@
 """Driving Unicorn with more than its documented API, for x86-64 Linux.
 
-All of it is here: the bytes of a context (`context`, found by `probe`), three words of
-unnamed structures (`offsets`), exported symbols and machine code (`thunks`). Nothing is
-used before it has proved itself in this process (`selftest`); where that fails, or
-VMMSIM_UNICORN=portable says so, `unicorn_portable` does the same by the documented API.
+All of it is here: four words of unnamed structures (`offsets`), exported symbols and machine
+code (`thunks`). Nothing is used before it has proved itself in this process (`selftest`); where
+that fails, or VMMSIM_UNICORN=portable says so, `unicorn_portable` does the same by documented
+calls. The bytes of a context, which both use, are `unicorn_context`'s.
 """

@@ -1,1 +1,1 @@
-"""Driving Unicorn by its documented API only: on every host that the unicorn package runs on."""
+"""Driving Unicorn by documented calls and the bytes of a context: on every host that it runs on."""

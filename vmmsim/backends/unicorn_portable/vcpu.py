@@ -1,4 +1,4 @@
-"""The portable way to drive Unicorn: the documented API only.
+"""The portable way to drive Unicorn: documented calls, and the bytes of a context.
 
 The engine always runs with a count of instructions. Unicorn then calls hooks before each
 instruction, and may leave there: exactly between two instructions. Three things follow.
