@@ -182,7 +182,7 @@ def resolve(choices: Choices) -> Target:
     if not name:
         raise UsageError(
             "missing argument: nothing to run",
-            hint="name a guest (see: vmmsim guests), a file, or --kernel FILE",
+            hint="name a guest, a file, or --kernel FILE; see: vmmsim run --help",
         )
     load = parse_address(choices.load, "--load") if choices.load is not None else None
     if name in guests.names():
