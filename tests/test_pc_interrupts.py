@@ -13,7 +13,7 @@ import pytest
 from vmmsim import Machine
 from vmmsim.budget import seconds
 from vmmsim.diff import TraceStep, compare_traces
-from vmmsim.errors import UsageError
+from vmmsim.errors import NotSupported, UsageError
 from vmmsim.exits import Cancelled, GuestExit, Halt, SystemEvent
 from vmmsim.loaders import load_bytes
 from vmmsim.streams import BytesSource
@@ -131,6 +131,22 @@ def test_a_cancel_ends_a_halt(backend_name: str) -> None:
         timer.start()
         assert machine.run(budget=seconds(20)) == Cancelled()
         assert time.monotonic() - began < 5
+
+
+def test_a_cancel_ends_a_halt_that_waits_for_a_timer_only(backend_name: str) -> None:
+    with pc(backend_name, "sti\nhlt\n", source=BytesSource(b"")) as machine:
+        machine.clock.timer(lambda: None).set(machine.clock.now() + 3600 * 10**9)
+        timer = threading.Timer(0.2, machine.cancel)
+        began = time.monotonic()
+        timer.start()
+        assert machine.run(budget=seconds(20)) == Cancelled()
+        assert time.monotonic() - began < 5
+
+
+@pytest.mark.kvm
+def test_kvm_has_no_clock_of_instructions() -> None:
+    with pytest.raises(NotSupported, match="does not count instructions"):
+        Machine(backend="kvm", model="pc", clock="insns")
 
 
 @pytest.mark.parametrize(
