@@ -15,10 +15,15 @@ from unicorn.unicorn_py3.unicorn import Uc, UcError, uclib
 
 from ..cpu.state import GPR_NAMES, Registers
 
-__all__ = ["REGISTER_IDS", "RegisterAccess", "check", "scratch_engine"]
+__all__ = ["REGISTER_IDS", "RegisterAccess", "check", "quick", "scratch_engine"]
 
 #: The fields of `Registers`, in order, as Unicorn's register numbers.
 REGISTER_IDS = tuple(getattr(x86, f"UC_X86_REG_{name.upper()}") for name in (*GPR_NAMES, "rip", "rflags"))
+
+#: The library without the release of the GIL around each call: for calls that only take
+#: nanoseconds. `uc_emu_start` goes through `uclib`, which releases it.
+quick = ctypes.PyDLL(uclib._name)
+quick.uc_emu_stop.argtypes = (ctypes.c_void_p,)
 
 _COUNT = len(REGISTER_IDS)
 _VALUES = struct.Struct(f"<{_COUNT}Q")

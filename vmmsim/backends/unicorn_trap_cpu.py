@@ -9,20 +9,16 @@ from __future__ import annotations
 import ctypes
 
 from unicorn import x86_const
-from unicorn.unicorn_py3.unicorn import uclib
 
 from ..errors import NotSupported
 from .unicorn_context import ContextCodec
 from .unicorn_probe import ContextBytes
-from .unicorn_registers import check
+from .unicorn_registers import check, quick
 
 __all__ = ["CS", "DS", "ES", "FS", "GS", "LDT", "SS", "TR", "CpuWords"]
 
 #: The engine's order of segment registers, as places for `CpuWords.segment`.
 ES, CS, SS, DS, FS, GS, LDT, TR = range(8)
-
-#: Without the release of the GIL around each call, which would cost more than the call.
-_quick = ctypes.PyDLL(uclib._name)
 
 _STATUS, _DIRECTION = 0x8D5, 0x400
 _ARITHMETIC = _STATUS | _DIRECTION
@@ -72,8 +68,8 @@ class CpuWords:
         self.old_exception = at.old_exception >> 2
         self._engine = codec.engine
         self._handle = self._context._handle
-        self._save, self._restore = _quick.uc_context_save, _quick.uc_context_restore
-        self._read = _quick.uc_reg_read
+        self._save, self._restore = quick.uc_context_save, quick.uc_context_restore
+        self._read = quick.uc_reg_read
         self._word = ctypes.c_uint64()
         self._word_ref = ctypes.byref(self._word)
 

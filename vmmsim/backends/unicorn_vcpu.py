@@ -45,7 +45,7 @@ from .unicorn_traps import HALTED, VMCB, VMCB_SIZE, GuestRam, Platform, TrapUnit
 if TYPE_CHECKING:
     from .unicorn import UnicornVm
 
-__all__ = ["DB", "FOREVER", "GP", "INTERCEPTS", "PAGE", "UnicornVcpu", "check", "quick"]
+__all__ = ["DB", "FOREVER", "GP", "INTERCEPTS", "PAGE", "UnicornVcpu", "check"]
 
 PAGE = 4096
 FOREVER = 1 << 62
@@ -57,11 +57,6 @@ DB, GP = 1, 13
 #: From here on a number of the INTR hook is no vector, but an intercept.
 INTERCEPTS = 0x100
 
-#: The library without the release of the GIL around each call: for calls that only take
-#: nanoseconds. `uc_emu_start` goes through `uclib`, which releases it.
-quick = ctypes.PyDLL(uclib._name)
-quick.uc_emu_stop.argtypes = (ctypes.c_void_p,)
-quick.uc_reg_read.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
 
 # Callbacks are declared with the leading arguments that they use: the caller cleans up.
 _SYSCALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)

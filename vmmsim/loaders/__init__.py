@@ -24,8 +24,39 @@ __all__ = [
     "load_flat",
     "load_kernel",
     "load_rom",
+    "read_file",
     "split_modules",
 ]
+
+#: What to do where a file is missing, if it is not to look at the path.
+_MISSING = {"image": "give a file, or a name that 'vmmsim guests' lists"}
+
+
+def read_file(path: str | os.PathLike[str], what: str = "image") -> bytes:
+    """The bytes of the file `path`; `what` it is, for errors.
+
+    Raises ImageNotFound when there is no such file, ImageError when it is a directory or must
+    not be read, HostError for the rest.
+    """
+    file = Path(path)
+    try:
+        return file.read_bytes()
+    except FileNotFoundError as error:
+        raise ImageNotFound(
+            f"there is no {what} '{path}'", hint=_MISSING.get(what, "check the path")
+        ) from error
+    except (IsADirectoryError, NotADirectoryError) as error:
+        raise ImageError(f"'{path}' is no {what} file", hint="give the file, not its directory") from error
+    except PermissionError as error:
+        if file.is_dir():  # what Windows says of a directory
+            raise ImageError(f"'{path}' is a directory", hint="give the file in it") from error
+        raise ImageError(f"'{path}' must not be read: permission denied", hint="chmod +r it") from error
+    except ValueError as error:
+        raise ImageNotFound(
+            f"there is no {what} {str(path)!r}", hint="a path has no NUL character"
+        ) from error
+    except OSError as error:
+        raise HostError(f"'{path}' cannot be read: {error.strerror}", hint="try to copy the file") from error
 
 
 def load_file(
@@ -41,24 +72,10 @@ def load_file(
     holds when they are None. Raises ImageNotFound when there is no such file, ImageError
     when it is a directory, cannot be read, is empty, or is not a sound image for x86.
     """
-    file = Path(path)
-    try:
-        data = file.read_bytes()
-    except FileNotFoundError as error:
-        raise ImageNotFound(
-            f"there is no image '{path}'", hint="give a file, or a name that 'vmmsim guests' lists"
-        ) from error
-    except (IsADirectoryError, NotADirectoryError) as error:
-        raise ImageError(f"'{path}' is no image file", hint="give the file, not its directory") from error
-    except PermissionError as error:
-        if file.is_dir():  # what Windows says of a directory
-            raise ImageError(f"'{path}' is a directory", hint="give the file in it") from error
-        raise ImageError(f"'{path}' must not be read: permission denied", hint="chmod +r it") from error
-    except ValueError as error:
-        raise ImageNotFound(f"there is no image {str(path)!r}", hint="a path has no NUL character") from error
-    except OSError as error:
-        raise HostError(f"'{path}' cannot be read: {error.strerror}", hint="try to copy the file") from error
-    return load_bytes(data, name=file.name, load_address=load_address, mode=mode, entry=entry, path=file)
+    data = read_file(path)
+    return load_bytes(
+        data, name=Path(path).name, load_address=load_address, mode=mode, entry=entry, path=Path(path)
+    )
 
 
 def load_bytes(

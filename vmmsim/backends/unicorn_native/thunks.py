@@ -94,10 +94,9 @@ class Shared:
     DELIVERING = 22  #: an exception's delivery has begun, and is not done
     VECTOR = 23  #: which: its vector,
     ERROR = 24  #: error code,
-    SOFT = 25  #: whether it is of INT n, INT3 or INTO,
-    NEXT = 26  #: and then, where the next instruction is
-    TRAPS = 27  #: exceptions delivered so far
-    COUNT = 28
+    SOFT = 25  #: and whether it is of INT n, INT3 or INTO
+    TRAPS = 26  #: exceptions delivered so far
+    COUNT = 27
 
 
 #: What the thunks call of Unicorn's library.
@@ -142,7 +141,6 @@ class Thunks:
             "HFLAGS": layout.flags + 40,
             "EXCEPTION": layout.error_code,
             "EXCEPTION_IS_INT": layout.error_code + 4,
-            "EXCEPTION_NEXT": layout.error_code + 8,
             "RECURSION": recursion,
         }
         try:

@@ -46,7 +46,8 @@ from ...exits import (
     Shutdown,
 )
 from ..unicorn_cut import MASK, AccessCutter
-from ..unicorn_vcpu import FOREVER, GP, INTERCEPTS, PAGE, check, quick
+from ..unicorn_registers import quick
+from ..unicorn_vcpu import FOREVER, GP, INTERCEPTS, PAGE, check
 
 if TYPE_CHECKING:
     from ..base import AccessHandler
@@ -440,10 +441,9 @@ class PortableVcpu(AccessCutter):
         if isinstance(pending, ReadAccess) and not pending.answered:
             return
         self._mode = _DRAIN
-        ended = self._next_event()
-        if self._parked:
-            return  # another read of the same instruction waits for its answer
-        self._ended_while_looked_at = ended
+        # Still parked then: another read of the same instruction waits for its answer. A triple
+        # fault comes again, and is dealt with, when the vCPU runs on.
+        self._next_event()
 
     @property
     def insns(self) -> int | None:
