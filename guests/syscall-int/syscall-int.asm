@@ -166,7 +166,7 @@ after_out:
     mov eax, [FORBIDDEN]                    ; #PF: present, user: 5
 after_read:
     lea rbx, [rip + after_write]
-    inc dword ptr [READ_ONLY]               ; #PF: present, write, user: 7
+    mov [READ_ONLY], eax                    ; #PF: present, write, user: 7
 after_write:
     lea rbx, [rip + after_far]
     mov eax, [0x400000]                     ; #PF: user: 4
