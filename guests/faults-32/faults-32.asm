@@ -188,7 +188,7 @@ wrong:
 right:
     mov al, 0x0a
     out DEBUG_CONSOLE, al
-    btr dword ptr [esp + 16], 16            ; what a #DF saves is not said
+    and byte ptr [esp + 18], 0xfe           ; RF: what a #DF saves is not said
     mov eax, esi
     mov esp, STACK
     jmp ebx
