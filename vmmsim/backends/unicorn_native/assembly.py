@@ -129,8 +129,9 @@ leave:
     jmp rax
 """,
     # A vector below 0x100 goes to QEMU's own delivery, unless that met a fault the last time
-    # (DELIVERING is still set then). RF is set for faults: not for
-    # INT n and its like, not for #DB. A fault has not retired its instruction. Were
+    # (DELIVERING is still set then). RF is set for faults; for
+    # INT n and its like and for #DB it is cleared, as the engine keeps it for longer than an
+    # instruction. A fault has not retired its instruction. Were
     # EXCEPTION_IS_INT left set, the next intercept would be taken for an INT, too.
     "trap": """
     cmp esi, 0x100
@@ -145,6 +146,7 @@ leave:
     mov eax, [r10+EXCEPTION_IS_INT]
     mov [rdx+SOFT], rax
     and dword ptr [r10+HFLAGS], 0xfffffff7
+    and dword ptr [r10+EFLAGS], 0xfffeffff
     test eax, eax
     jne deliver
     cmp esi, 1
@@ -372,11 +374,11 @@ CODE = {
         "74def785232323230800000075d248c7411803000000eb0848c741180100000048b81111111111111111ffe0"
     ),
     "trap": bytes.fromhex(
-        "81fe000100000f839e0000004883bab0000000000f85900000004c8b522089f64889b2b8000000418b82002525"
-        "25488982c0000000418b8204252525488982c80000004183a223232323f785c0751483fe01740f41818a212121"
-        "210000010048ff4a285248c782b000000001000000488bbaa800000048b81919191919191919ffd05a4c8b5220"
-        "41c782042525250000000048c782b00000000000000048ff82d0000000b801000000c389f748b8222222222222"
-        "22224883ec08ffd04883c408c3"
+        "81fe000100000f83a90000004883bab0000000000f859b0000004c8b522089f64889b2b8000000418b82002525"
+        "25488982c0000000418b8204252525488982c80000004183a223232323f74181a221212121fffffeff85c07514"
+        "83fe01740f41818a212121210000010048ff4a285248c782b000000001000000488bbaa800000048b819191919"
+        "19191919ffd05a4c8b522041c782042525250000000048c782b00000000000000048ff82d0000000b801000000"
+        "c389f748b822222222222222224883ec08ffd04883c408c3"
     ),
     "insn": bytes.fromhex("488b4128483b41307d0848ffc048894128c348c741180200000048b81111111111111111ffe0"),
     "in": bytes.fromhex(
