@@ -24,9 +24,12 @@ __all__ = [
     "DEFAULT_MEMORY",
     "ELCR_PORT",
     "FW_CFG_PORT",
+    "IOAPIC_PAGE",
     "KBC_COMMAND_PORT",
     "KBC_DATA_PORT",
     "KEYBOARD_IRQ",
+    "LAPIC_PAGE",
+    "MAX_CPUS",
     "MAX_MEMORY",
     "MOUSE_IRQ",
     "PIC_MASTER_PORT",
@@ -47,11 +50,20 @@ __all__ = [
     "TESTDEV_IRQ_PORT",
     "TESTDEV_MEMORY",
     "TESTDEV_PORT",
+    "ioapic_id",
 ]
+
+
+def ioapic_id(cpus: int) -> int:
+    """The I/O APIC's id (0-15) in a machine with so many vCPUs: the first that no local APIC has."""
+    return cpus if cpus <= 15 else 0
+
 
 DEFAULT_MEMORY = 64 << 20
 #: `-m` beyond this is refused: a typing error more often than a wish.
 MAX_MEMORY = 512 << 30
+#: APIC ids have 8 bits, and all ones is everybody.
+MAX_CPUS = 255
 
 #: The talk's devices live in the page at 0x1000, which is a hole in the RAM.
 TALK_PAGE = 0x1000
@@ -73,6 +85,8 @@ PIT_PORT, PORT_61, RTC_PORT = 0x40, 0x61, 0x70
 KBC_DATA_PORT, KBC_COMMAND_PORT, PORT_92 = 0x60, 0x64, 0x92
 POST_CODE_PORT, RESET_CONTROL_PORT = 0x80, 0xCF9
 ACPI_PM_PORT, FW_CFG_PORT = 0x600, 0x510
+#: Where CPUs and chipsets have their APICs (SDM vol. 3, 10.4.1; 82093AA).
+LAPIC_PAGE, IOAPIC_PAGE = 0xFEE00000, 0xFEC00000
 TESTDEV_PORT, TESTDEV_IRQ_PORT, TESTDEV_MEMORY = 0xE0, 0x2000, 0xFF000000
 #: A byte written here ends the machine; the value is the exit code.
 DEBUG_EXIT_PORT = 0xF4

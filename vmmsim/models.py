@@ -33,8 +33,9 @@ class Wiring(msgspec.Struct):
     random: random.Random
     on_exit: Callable[[int], None]
     on_event: Callable[[str], None]  #: power_off or reset
-    on_interrupt: Callable[[bool], None]  #: the interrupt controller's output
     config: Any  #: MachineConfig
+    cpus: Any = None  #: Processors, once there are vCPUs
+    apic_bus: Any = None  #: ApicBus, once there are local APICs
 
 
 class DeviceSpec(msgspec.Struct, frozen=True):
@@ -56,17 +57,69 @@ class DeviceSpec(msgspec.Struct, frozen=True):
 
 
 def _line(w: Wiring, number: int) -> Any:
-    """The interrupt controller's input `number`; a line to nowhere in a machine without one."""
-    from .devices.base import NoIrq
+    """The ISA interrupt line `number` (0-15), to all the interrupt controllers that the machine has.
+    Line 0 is input 2 of the I/O APIC, as in every PC (and as the MADT says)."""
+    from .devices.base import IrqFan
 
-    return w.devices["pic"].input(number) if "pic" in w.devices else NoIrq()
+    ends = []
+    if "pic" in w.devices:
+        ends.append(w.devices["pic"].input(number))
+    if "ioapic" in w.devices:
+        ends.append(w.devices["ioapic"].input(number or 2))
+    return IrqFan(*ends)
 
 
 def _pic(w: Wiring) -> Any:
     from .devices.base import IrqLine
     from .devices.i8259 import I8259Pair
 
-    return I8259Pair(IrqLine(w.on_interrupt))
+    def output(level: bool) -> None:
+        """INTR goes to LINT0 of the first vCPU's APIC, or to the vCPU itself."""
+        if "lapic" in w.devices:
+            w.devices["lapic"][0].set_lint(0, level)
+        elif level and w.cpus is not None:
+            w.cpus.attention(0)
+
+    return I8259Pair(IrqLine(output))
+
+
+def _lapic(w: Wiring) -> Any:
+    from .devices.apic_bus import ApicBus
+    from .devices.lapic import LocalApic
+    from .devices.local_apics import LocalApics
+
+    w.apic_bus = ApicBus()
+    pic = w.devices.get("pic")
+
+    def tell(what: str, number: int, *value: int) -> None:
+        if w.cpus is not None:
+            getattr(w.cpus, what)(number, *value)
+
+    def make(number: int) -> LocalApic:
+        return LocalApic(
+            number,
+            w.clock,
+            w.apic_bus,
+            boot=number == 0,
+            on_change=lambda: tell("attention", number),
+            on_nmi=lambda: tell("nmi", number),
+            on_init=lambda: tell("init", number),
+            on_startup=lambda vector: tell("startup", number, vector),
+            extint=pic.acknowledge if pic is not None and number == 0 else None,
+            set_cr8=lambda value: tell("set_cr8", number, value),
+            virtual_wire=number == 0,
+        )
+
+    apics = [make(number) for number in range(w.config.cpus)]
+    return LocalApics(apics, lambda: w.cpus.current if w.cpus is not None else 0)
+
+
+def _ioapic(w: Wiring) -> Any:
+    from .devices.ioapic import IoApic
+
+    if w.apic_bus is None:
+        raise UsageError("ioapic without lapic", hint="its messages go to local APICs: leave out both")
+    return IoApic(w.apic_bus, ident=layout.ioapic_id(w.config.cpus))
 
 
 def _pit(w: Wiring) -> Device:
@@ -207,6 +260,14 @@ DEVICES: dict[str, DeviceSpec] = {
             "pic", "port", layout.PIC_MASTER_PORT, 2, "interrupt controllers, a pair of 8259A", _pic,
             faces=((layout.PIC_SLAVE_PORT, 2, "slave"), (layout.ELCR_PORT, 2, "elcr")), face="master",
         ),
+        DeviceSpec(
+            "lapic", "mmio", layout.LAPIC_PAGE, 0x1000, "local APICs, one for each vCPU", _lapic,
+            (layout.LAPIC_PAGE, 0x1000),
+        ),
+        DeviceSpec(
+            "ioapic", "mmio", layout.IOAPIC_PAGE, 0x100, "I/O APIC, an 82093AA", _ioapic,
+            (layout.IOAPIC_PAGE, 0x1000),
+        ),
         DeviceSpec("pit", "port", layout.PIT_PORT, 4, "timers, an 8254", _pit, irq=0),
         DeviceSpec("port61", "port", layout.PORT_61, 1, "port 61h: the timer's gate, the speaker", _port61),
         DeviceSpec(
@@ -234,6 +295,8 @@ _EPOCH = 1577836800
 MODELS: dict[str, tuple[str, ...]] = {
     "pc": (
         "pic",
+        "lapic",
+        "ioapic",
         "pit",
         "port61",
         "rtc",
@@ -260,7 +323,13 @@ def names(config: MachineConfig) -> list[str]:
         if name not in DEVICES:
             raise UsageError(f"there is no device '{name}'", hint="devices are: " + ", ".join(DEVICES))
     wanted = dict.fromkeys((*MODELS[config.model], *config.extra_devices))
-    return [name for name in wanted if name not in config.without]
+    found = [name for name in wanted if name not in config.without]
+    if config.cpus > 1 and "lapic" not in found:
+        raise UsageError(
+            f"{config.cpus} vCPUs without local APICs, by which they are started",
+            hint="use model pc, or one vCPU",
+        )
+    return found
 
 
 def holes(config: MachineConfig) -> list[tuple[int, int]]:

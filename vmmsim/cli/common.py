@@ -55,6 +55,10 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
         "--machine", "-M", "model", metavar="bare|pc",
         help="Which devices there are: the talk's, or a PC's. [bare; pc with --kernel]",
     ),
+    click.option(
+        "--cpus", type=click.IntRange(1, layout.MAX_CPUS), default=1, show_default=True, metavar="N",
+        help="Number of vCPUs; more than one needs the pc machine.",
+    ),
     click.option("--without", multiple=True, metavar="NAME", help="Leave a device out."),
     click.option(
         "--clock", default="host", show_default=True, metavar="host|insns|exits",
@@ -92,6 +96,7 @@ class Choices(msgspec.Struct, kw_only=True):
     model: str | None = None
     without: tuple[str, ...] = ()
     clock: str = "host"
+    cpus: int = 1
     kernel: str | None = None
     initrd: str | None = None
     append: str = ""
@@ -293,6 +298,7 @@ def open_machine(
         model=choices.model or ("pc" if choices.kernel is not None else "bare"),
         without=choices.without,
         clock=choices.clock,
+        cpus=choices.cpus,
         extra_devices=(*target.devices, *choices.extra_devices),
         seed=choices.seed,
         count_insns=choices.count_insns or choices.max_insns is not None,
