@@ -44,7 +44,7 @@ def open_machine(name: str, variant: str, monkeypatch: pytest.MonkeyPatch) -> Ma
         if engine:
             patch.setenv("VMMSIM_UNICORN", engine)
         return Machine.for_guest(
-            name, backend=backend, source=BytesSource(guests.load(name).input), seed=SEED
+            name, backend=backend, source=BytesSource(guests.load(name).input), seed=SEED, clock="exits"
         )
 
 

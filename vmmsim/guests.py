@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -50,8 +51,9 @@ class Expected(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """guest.toml. `load` and `entry` are addresses in bytes, `memory` the least size of RAM as
-    `-m` takes it, `devices` what it needs beside the bare machine's, `input` what the player
-    types, `refused` provenance -> reason where it cannot run."""
+    `-m` takes it, `devices` what it needs beside those of its machine `model`, `clock` and `cpus`
+    as `MachineConfig` has them, `input` what the player types, `refused` provenance -> reason
+    where it cannot run."""
 
     title: str
     mode: str
@@ -61,6 +63,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bits: int
     expected: Expected
     devices: tuple[str, ...] = ()
+    model: str = "bare"
+    clock: str = "host"
+    cpus: int = 1
     input: str = ""
     refused: dict[str, str] = {}
 
@@ -80,8 +85,18 @@ class Guest(msgspec.Struct, frozen=True):
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """The names of the devices that it needs beside the bare machine's."""
+        """The names of the devices that it needs beside those of its machine model."""
         return self.manifest.devices
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """The fields of `MachineConfig` in which its machine is another than the usual one."""
+        manifest = self.manifest
+        usual = {"model": "bare", "clock": "host", "cpus": 1}
+        fields = {name: getattr(manifest, name) for name in usual if getattr(manifest, name) != usual[name]}
+        if self.memory:
+            fields["memory"] = self.memory
+        return {**fields, "extra_devices": manifest.devices}
 
     @property
     def input(self) -> bytes:

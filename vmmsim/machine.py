@@ -266,7 +266,10 @@ class Machine:
         from .guests import load
 
         guest = load(name)
-        missing = [d for d in guest.devices if d not in self.devices]
+        wanted = list(guest.devices)
+        if guest.manifest.model not in ("bare", self.config.model):
+            wanted += models.MODELS[guest.manifest.model]
+        missing = [d for d in wanted if d not in self.devices]
         if missing:
             raise UsageError(
                 f"guest '{name}' needs the device {', '.join(missing)}, which this machine lacks",
@@ -280,11 +283,7 @@ class Machine:
         """A machine as the built-in guest `name` needs it, with the guest loaded."""
         from .guests import load
 
-        guest = load(name)
-        fields: dict[str, Any] = {"extra_devices": guest.devices, **arguments}
-        if guest.memory:
-            fields.setdefault("memory", guest.memory)
-        machine = cls(**fields)
+        machine = cls(**{**load(name).machine, **arguments})
         try:
             machine.load_guest(name)
         except BaseException:

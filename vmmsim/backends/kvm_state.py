@@ -55,10 +55,14 @@ def registers_to(registers: Registers) -> bytes:
 
 
 def segment_from(s: abi.Segment) -> Segment:
-    """A segment; KVM keeps the attributes as one byte each."""
+    """A segment; KVM keeps the attributes as one byte each.
+
+    What a null selector loaded is unusable (SDM vol. 3, 24.4.1); kvm_pvm only says not present.
+    """
+    unusable = s.unusable or not (s.present or s.selector & 0xFFFC)
     attr = (
         s.type | s.s << 4 | s.dpl << 5 | s.present << 7
-        | s.avl << 12 | s.l << 13 | s.db << 14 | s.g << 15 | s.unusable << 16
+        | s.avl << 12 | s.l << 13 | s.db << 14 | s.g << 15 | unusable << 16
     )  # fmt: skip
     return Segment(s.selector, s.base, s.limit, attr)
 

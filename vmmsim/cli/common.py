@@ -53,16 +53,17 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
     ),
     click.option(
         "--machine", "-M", "model", metavar="bare|pc",
-        help="Which devices there are: the talk's, or a PC's. [bare; pc with --kernel]",
+        help="Which devices there are: the talk's, or a PC's. [the guest's own; bare; pc with --kernel]",
     ),
     click.option(
-        "--cpus", type=click.IntRange(1, layout.MAX_CPUS), default=1, show_default=True, metavar="N",
-        help="Number of vCPUs; more than one needs the pc machine.",
+        "--cpus", type=click.IntRange(1, layout.MAX_CPUS), metavar="N",
+        help="Number of vCPUs; more than one needs the pc machine. [the guest's own; 1]",
     ),
     click.option("--without", multiple=True, metavar="NAME", help="Leave a device out."),
     click.option(
-        "--clock", default="host", show_default=True, metavar="host|insns|exits",
-        help="The time that devices see: real, or counted in instructions (not on KVM) or exits.",
+        "--clock", metavar="host|insns|exits",
+        help="The time that devices see: real, or counted in instructions (not on KVM) or exits. "
+        "[the guest's own; host]",
     ),
     click.option("--kernel", metavar="FILE", help="Boot a kernel: bzImage, ELF by PVH or Multiboot."),
     click.option("--initrd", metavar="FILE", help="Its initial RAM disk; for Multiboot: FILE ARGS,FILE2."),
@@ -95,8 +96,8 @@ class Choices(msgspec.Struct, kw_only=True):
     guest: str = ""
     model: str | None = None
     without: tuple[str, ...] = ()
-    clock: str = "host"
-    cpus: int = 1
+    clock: str | None = None
+    cpus: int | None = None
     kernel: str | None = None
     initrd: str | None = None
     append: str = ""
@@ -122,9 +123,13 @@ class Target(msgspec.Struct):
     name: str
     image: LoadedImage
     builtin: bool
-    devices: tuple[str, ...] = ()
-    memory: int = 0
+    machine: dict[str, Any] = {}
     example: bytes | None = None
+
+    @property
+    def memory(self) -> int:
+        """The least RAM in bytes that a built-in guest says it needs; 0 for a file."""
+        return int(self.machine.get("memory", 0))
 
 
 def parse_address(text: str, what: str) -> int:
@@ -203,8 +208,7 @@ def resolve(choices: Choices) -> Target:
             name,
             guest.image,
             True,
-            devices=guest.devices,
-            memory=guest.memory,
+            machine=guest.machine,
             example=guest.input,
         )
     else:
@@ -293,17 +297,18 @@ def open_machine(
                 f"guest '{target.name}' needs a memory of {format_size(target.memory)}",
                 hint=f"give it -m {-(-target.memory >> 10)}K, or leave -m away",
             )
-    config = MachineConfig(
-        memory=memory,
-        model=choices.model or ("pc" if choices.kernel is not None else "bare"),
-        without=choices.without,
-        clock=choices.clock,
-        cpus=choices.cpus,
-        extra_devices=(*target.devices, *choices.extra_devices),
-        seed=choices.seed,
-        count_insns=choices.count_insns or choices.max_insns is not None,
-        isa_debug_exit=choices.isa_debug_exit,
-    )
+    fields: dict[str, Any] = {"model": "pc" if choices.kernel is not None else "bare", **target.machine}
+    given = {"model": choices.model, "clock": choices.clock, "cpus": choices.cpus}
+    fields |= {name: value for name, value in given.items() if value is not None}
+    fields |= {
+        "memory": memory,
+        "without": choices.without,
+        "extra_devices": (*fields.get("extra_devices", ()), *choices.extra_devices),
+        "seed": choices.seed,
+        "count_insns": choices.count_insns or choices.max_insns is not None,
+        "isa_debug_exit": choices.isa_debug_exit,
+    }
+    config = MachineConfig(**fields)
     machine = Machine(config, backend=choices.backend, source=source, sink=sink)
     try:
         if not choices.quiet:

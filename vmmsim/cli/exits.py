@@ -115,8 +115,8 @@ class _Lister:
         """The exit that ends it; None when `limit` does."""
         if not self._json and self._width >= _WIDE:
             out(_columns((_HEAD[0].rjust(_COLUMNS[0]), *_HEAD[1:])))
-        while limit is None or self.count < limit:
-            exit = self._machine.step_exit()
+        end: Exit | None = None
+        for exit in self._machine.exits():  # ends behind the first that is no access nor a halt to wait in
             if isinstance(exit, Cancelled):
                 return exit
             state = self._machine.vcpu.state()
@@ -124,7 +124,10 @@ class _Lister:
             if not isinstance(exit, Access):
                 insn = self.locator.halted(state) if isinstance(exit, Halt) else None
                 self._print(exit, state.rip, insn.text if insn else "")
-                return exit
+                end = exit
+                if self.count == limit:
+                    break
+                continue
             found = self.locator.instruction(state, exit)
             self._prompt(exit)
             stop = self._machine.answer(exit)
@@ -132,7 +135,9 @@ class _Lister:
             if stop is not None:
                 self._machine.last_exit = stop
                 return stop
-        return None
+            if self.count == limit:
+                return None
+        return end
 
     def _prompt(self, exit: Access) -> None:
         """Before a read that waits for somebody to type: say so, since no line can."""
