@@ -20,7 +20,7 @@ from .errors import UsageError
 if TYPE_CHECKING:
     from .config import MachineConfig
 
-__all__ = ["DEVICES", "MODELS", "DeviceSpec", "Wiring", "holes", "names"]
+__all__ = ["DEVICES", "MODELS", "DeviceSpec", "Wiring", "holes", "names", "ram"]
 
 
 class Wiring(msgspec.Struct):
@@ -35,6 +35,7 @@ class Wiring(msgspec.Struct):
     on_event: Callable[[str], None]  #: power_off or reset
     on_interrupt: Callable[[bool], None]  #: the interrupt controller's output
     config: Any  #: MachineConfig
+    memory: Any = None  #: GuestMemory, for devices that reach it
 
 
 class DeviceSpec(msgspec.Struct, frozen=True):
@@ -53,6 +54,8 @@ class DeviceSpec(msgspec.Struct, frozen=True):
     faces: tuple[tuple[int, int, str], ...] = ()
     #: The attribute of the device that answers at `start`, if it is not the device itself.
     face: str = ""
+    #: A device that, where the machine has it, owns this one's addresses and passes on what is meant.
+    behind: str = ""
 
 
 def _line(w: Wiring, number: int) -> Any:
@@ -87,8 +90,14 @@ def _rtc(w: Wiring) -> Device:
     from .devices.mc146818 import Mc146818
 
     epoch = int(time.time()) if w.config.clock == "host" else _EPOCH
-    below = min(w.config.memory, 3 << 30)
-    return Mc146818(w.clock, _line(w, layout.RTC_IRQ), epoch=epoch, memory_size=below)
+    below = min(w.config.memory, layout.LOW_RAM_END)
+    return Mc146818(
+        w.clock,
+        _line(w, layout.RTC_IRQ),
+        epoch=epoch,
+        memory_size=below,
+        memory_above_4g=w.config.memory - below,
+    )
 
 
 def _kbc(w: Wiring) -> Any:
@@ -120,6 +129,38 @@ def _reset_control(w: Wiring) -> Device:
     from .devices.reset_control import ResetControl
 
     return ResetControl(lambda hard: w.on_event("reset"))
+
+
+def _host_bridge(w: Wiring) -> Device:
+    from .devices.i440fx import I440fx
+
+    return I440fx(lambda: w.devices.get("reset-control"))
+
+
+def _fw_cfg(w: Wiring) -> Device:
+    from .devices.fw_cfg import FwCfg, RamDma
+    from .pc_tables import fw_cfg_items
+
+    files, legacy = fw_cfg_items(w.config)
+    return FwCfg(files, legacy=legacy, memory=RamDma(w.memory) if w.memory is not None else None)
+
+
+def _testdev(w: Wiring) -> Device:
+    from .devices.testdev import TestDev
+
+    return TestDev()
+
+
+def _testdev_irqs(w: Wiring) -> Device:
+    from .devices.testdev import TestDevIrqs
+
+    return TestDevIrqs([_line(w, number) for number in range(16)])
+
+
+def _testdev_memory(w: Wiring) -> Device:
+    from .devices.testdev import TestDevMemory
+
+    return TestDevMemory()
 
 
 def _acpi_pm(w: Wiring) -> Device:
@@ -218,7 +259,33 @@ DEVICES: dict[str, DeviceSpec] = {
         ),
         DeviceSpec("port92", "port", layout.PORT_92, 1, "port 92h: fast reset, A20", _port92),
         DeviceSpec("post-code", "port", layout.POST_CODE_PORT, 1, "port 80h: POST codes", _post_code),
-        DeviceSpec("reset-control", "port", layout.RESET_CONTROL_PORT, 1, "port CF9h: reset", _reset_control),
+        DeviceSpec(
+            "reset-control", "port", layout.RESET_CONTROL_PORT, 1, "port CF9h: reset", _reset_control,
+            behind="host-bridge",
+        ),
+        DeviceSpec(
+            "host-bridge", "port", layout.HOST_BRIDGE_PORT, 8,
+            "PCI configuration of an 82441FX, the only device on its bus", _host_bridge,
+        ),
+        DeviceSpec(
+            "fw-cfg", "port", layout.FW_CFG_PORT, 12, "QEMU's firmware configuration: memory map, CPUs",
+            _fw_cfg,
+        ),
+        DeviceSpec(
+            "firmware-log", "port", layout.FIRMWARE_LOG_PORT, 1, "what SeaBIOS or OVMF log is printed",
+            _debug_console,
+        ),
+        DeviceSpec(
+            "testdev", "port", layout.TESTDEV_PORT, 8, "kvm-unit-tests' register and page flush", _testdev
+        ),
+        DeviceSpec(
+            "testdev-irqs", "port", layout.TESTDEV_IRQ_PORT, 24, "a byte written to port n raises IRQ n",
+            _testdev_irqs,
+        ),
+        DeviceSpec(
+            "testdev-memory", "mmio", layout.TESTDEV_MEMORY, 0x10000, "64 KiB that are reached by exits only",
+            _testdev_memory, (layout.TESTDEV_MEMORY, 0x10000),
+        ),
         DeviceSpec(
             "acpi-pm", "port", layout.ACPI_PM_PORT, 16, "ACPI's timer and power-off ports", _acpi_pm,
             irq=layout.SCI_IRQ,
@@ -242,12 +309,18 @@ MODELS: dict[str, tuple[str, ...]] = {
         "uart",
         "post-code",
         "reset-control",
+        "host-bridge",
         "acpi-pm",
+        "fw-cfg",
         "debug-exit",
         "debug-console",
     ),
     "bare": ("char-in", "random-letter", "char-out", "uart", "debug-exit", "debug-console"),
 }
+
+
+#: model -> the (start, length) ranges that are a hole in its RAM whatever devices it has.
+_MODEL_HOLES = {"pc": ((layout.VIDEO, layout.VIDEO_SIZE),)}
 
 
 def names(config: MachineConfig) -> list[str]:
@@ -265,5 +338,22 @@ def names(config: MachineConfig) -> list[str]:
 
 def holes(config: MachineConfig) -> list[tuple[int, int]]:
     """The (start, length) ranges that RAM leaves free for the configuration's devices."""
-    found = {DEVICES[name].hole for name in names(config)}
+    found = {DEVICES[name].hole for name in names(config)} | set(_MODEL_HOLES.get(config.model, ()))
     return sorted(hole for hole in found if hole is not None)
+
+
+def ram(config: MachineConfig) -> list[tuple[int, int]]:
+    """The (start, length) ranges of the configuration's RAM.
+
+    From 0 on to `memory`, or to 3 GiB, and what is more than 3 GiB from 4 GiB on, less the
+    `holes`. A hole takes RAM away; it does not move it.
+    """
+    beyond = max(config.memory - layout.LOW_RAM_END, 0)
+    spans = [(0, config.memory - beyond), (layout.HIGH_RAM, layout.HIGH_RAM + beyond)]
+    found = []
+    for at, end in spans:
+        for start, length in [*holes(config), (end, 0)]:
+            if at < min(start, end):
+                found.append((at, min(start, end) - at))
+            at = max(at, start + length)
+    return found
