@@ -18,13 +18,13 @@ import msgspec
 
 from .exits import BudgetSpent, Cancelled, Exit, GuestExit, Halt, Shutdown, SystemEvent
 
-__all__ = ["GUEST_CODES", "Outcome", "exit_code", "outcome"]
+__all__ = ["GUEST_CODES", "UNHANDLED", "Outcome", "exit_code", "outcome"]
 
 #: A guest's codes are below this; more is told and becomes the largest.
 GUEST_CODES = 120
 
 _TRIPLE_FAULT = 120
-_UNHANDLED = 121
+UNHANDLED = 121
 _SPENT = 124
 _INTERRUPTED = 130
 
@@ -56,7 +56,7 @@ def outcome(exit: Exit) -> Outcome:
         return Outcome(_SPENT, abnormal=True)
     if isinstance(exit, Cancelled):
         return Outcome(_INTERRUPTED, note="stopped by the user")
-    return Outcome(_UNHANDLED, abnormal=True)
+    return Outcome(UNHANDLED, abnormal=True)
 
 
 def exit_code(exit: Exit) -> int:
