@@ -283,7 +283,7 @@ DEVICES: dict[str, DeviceSpec] = {
             _testdev_irqs,
         ),
         DeviceSpec(
-            "testdev-memory", "mmio", layout.TESTDEV_MEMORY, 0x10000, "64 KiB that are reached by exits only",
+            "testdev-mem", "mmio", layout.TESTDEV_MEMORY, 0x10000, "64 KiB that are reached by exits only",
             _testdev_memory, (layout.TESTDEV_MEMORY, 0x10000),
         ),
         DeviceSpec(

@@ -16,6 +16,7 @@ import msgspec
 from . import layout, models
 from .loaders import BootModule, ImageSegment, LoadedImage, load_kernel
 from .loaders.acpi import AcpiTables, PciRoot, acpi_tables
+from .loaders.acpi_linker import fw_cfg_tables
 from .loaders.e820 import E820Entry, E820Type, e820_map, pack_boot_params
 from .loaders.mptable import MpTable, mp_table
 
@@ -26,9 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PcTables", "boot_kernel", "fw_cfg_items", "pc_tables"]
 
-_MAX_CPUS = 255
-#: Keys of fw_cfg's items of the architecture (QEMU, hw/i386/fw_cfg.h).
-_ACPI_TABLES, _SMBIOS_ENTRIES, _IRQ0_OVERRIDE = 0x8000, 0x8001, 0x8002
+#: fw_cfg's key for "IRQ 0 goes to pin 2 of the I/O APIC" (QEMU, hw/i386/fw_cfg.h).
+_IRQ0_OVERRIDE = 0x8002
 
 
 class PcTables(msgspec.Struct, frozen=True):
@@ -67,7 +67,6 @@ def pc_tables(config: MachineConfig) -> PcTables:
         return PcTables(e820, [])
     names = models.names(config)
     cpus = getattr(config, "cpus", 1)
-    apics = "lapic" in names
     bda = _bda("uart" in names)
     segments = [
         ImageSegment(layout.BDA, bda, len(bda), "BIOS data area"),
@@ -75,22 +74,9 @@ def pc_tables(config: MachineConfig) -> PcTables:
     ]
     acpi = mp = None
     if "acpi-pm" in names:
-        acpi = acpi_tables(
-            address=layout.ACPI_TABLES,
-            cpus=cpus,
-            apics=apics,
-            pm_port=layout.ACPI_PM_PORT,
-            sci=layout.SCI_IRQ,
-            reset_port=layout.RESET_CONTROL_PORT if "reset-control" in names else 0,
-            ioapic_id=_ioapic_id(cpus),
-            ioapic_address=layout.IOAPIC,
-            lapic_address=layout.LAPIC,
-            com_ports=((layout.COM1_PORT, layout.COM1_IRQ),) if "uart" in names else (),
-            i8042="kbc" in names,
-            pci=PciRoot(layout.PCI_MEMORY, layout.PCI_PORTS) if "host-bridge" in names else None,
-        )
+        acpi = _acpi(config, layout.ACPI_TABLES)
         segments.append(ImageSegment(acpi.address, acpi.data, len(acpi.data), "ACPI tables"))
-    if apics:
+    if "lapic" in names:
         mp = mp_table(
             address=layout.MP_TABLE,
             cpus=cpus,
@@ -101,6 +87,25 @@ def pc_tables(config: MachineConfig) -> PcTables:
         )
         segments.append(ImageSegment(mp.address, mp.data, len(mp.data), "MP table"))
     return PcTables(e820, segments, acpi.rsdp if acpi is not None else 0, acpi, mp)
+
+
+def _acpi(config: MachineConfig, address: int) -> AcpiTables:
+    names = models.names(config)
+    cpus = getattr(config, "cpus", 1)
+    return acpi_tables(
+        address=address,
+        cpus=cpus,
+        apics="lapic" in names,
+        pm_port=layout.ACPI_PM_PORT,
+        sci=layout.SCI_IRQ,
+        reset_port=layout.RESET_CONTROL_PORT if "reset-control" in names else 0,
+        ioapic_id=_ioapic_id(cpus),
+        ioapic_address=layout.IOAPIC,
+        lapic_address=layout.LAPIC,
+        com_ports=((layout.COM1_PORT, layout.COM1_IRQ),) if "uart" in names else (),
+        i8042="kbc" in names,
+        pci=PciRoot(layout.PCI_MEMORY, layout.PCI_PORTS) if "host-bridge" in names else None,
+    )
 
 
 def boot_kernel(
@@ -136,14 +141,19 @@ def boot_kernel(
 def fw_cfg_items(config: MachineConfig) -> tuple[dict[str, bytes], dict[int, bytes]]:
     """What fw_cfg tells firmware of `config`'s machine: files by name, other items by key.
 
-    SeaBIOS asks for all of them: etc/e820 has its RAM, etc/sercon-port makes the serial port
-    its screen, etc/boot-fail-wait -1 lets it halt when there is nothing to boot.
+    These are what SeaBIOS asks for: etc/e820 has its RAM (from 0 on, without a gap for the
+    display, as QEMU says it), etc/table-loader and what belongs to it its ACPI tables,
+    etc/sercon-port makes the serial port its screen, and with etc/boot-fail-wait -1 it halts
+    when there is nothing to boot.
     """
     from .devices.fw_cfg import legacy_items
 
-    cpus = getattr(config, "cpus", 1)
     names = models.names(config)
-    ram = [entry for entry in e820_map_of_ram(config)]
+    cpus = getattr(config, "cpus", 1)
+    below = min(config.memory, layout.LOW_RAM_END)
+    ram = [E820Entry(0, below, E820Type.RAM)]
+    if config.memory > below:
+        ram.append(E820Entry(layout.HIGH_RAM, config.memory - below, E820Type.RAM))
     files = {
         "etc/e820": pack_boot_params(ram),
         "etc/boot-fail-wait": struct.pack("<i", -1),
@@ -151,19 +161,12 @@ def fw_cfg_items(config: MachineConfig) -> tuple[dict[str, bytes], dict[int, byt
     }
     if "uart" in names:
         files["etc/sercon-port"] = struct.pack("<H", layout.COM1_PORT)
+    if "acpi-pm" in names:
+        files |= fw_cfg_tables(_acpi(config, 0))
     legacy = legacy_items(memory=config.memory, cpus=cpus)
     if "lapic" in names:
         legacy[_IRQ0_OVERRIDE] = struct.pack("<I", 1)
     return files, legacy
-
-
-def e820_map_of_ram(config: MachineConfig) -> list[E820Entry]:
-    """RAM alone, from 0 on without a gap for the display: what QEMU says in etc/e820."""
-    below = min(config.memory, layout.LOW_RAM_END)
-    entries = [E820Entry(0, below, E820Type.RAM)]
-    if config.memory > below:
-        entries.append(E820Entry(layout.HIGH_RAM, config.memory - below, E820Type.RAM))
-    return entries
 
 
 def _ioapic_id(cpus: int) -> int:

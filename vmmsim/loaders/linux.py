@@ -12,7 +12,7 @@ import struct
 
 import msgspec
 
-from ..errors import ImageError, UsageError
+from ..errors import ImageError
 from ..memory import PAGE_SIZE, format_size
 from .e820 import E820Entry, pack_boot_params
 from .image import BootMemory, ImageSegment, LoadedImage, c_string
