@@ -152,9 +152,10 @@ def _testdev(w: Wiring) -> Device:
 
 
 def _testdev_irqs(w: Wiring) -> Device:
+    from .devices.base import NoIrq
     from .devices.testdev import TestDevIrqs
 
-    return TestDevIrqs([_line(w, number) for number in range(16)])
+    return TestDevIrqs([NoIrq() if number == 2 else _line(w, number) for number in range(16)])
 
 
 def _testdev_memory(w: Wiring) -> Device:

@@ -38,7 +38,8 @@ missing=''
 for tool in gcc make flex bison bc lz4 gzip; do
     command -v "$tool" >/dev/null || missing="$missing $tool"
 done
-[ -z "$missing" ] || die "missing:$missing; apt-get install gcc make flex bison bc lz4 gzip"
+echo '#include <libelf.h>' | gcc -E - >/dev/null 2>&1 || missing="$missing libelf"
+[ -z "$missing" ] || die "missing:$missing; apt-get install gcc make flex bison bc lz4 gzip libelf-dev"
 
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
