@@ -10,7 +10,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from cli_tools import vmmsim
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -376,37 +375,3 @@ def test_memtest86_finishes_its_first_test_and_finds_no_error() -> None:
         machine.serial.expect(rb"#[1-9]\d*  \[", timeout=30)
         machine.serial.expect(rb"Errors: 0  ", timeout=20)
         assert not any(f"Errors: {digit}".encode() in machine.output.data for digit in "123456789")
-
-
-# a kernel that panics
-
-
-@needs_linux
-@pytest.mark.unicorn
-def test_a_kernel_that_panics_ends_with_121_and_its_text() -> None:
-    done = vmmsim(
-        "run", "-b", "unicorn", "-q", "-m", "64M", "--stdin", "none", "--timeout", "40",
-        "--kernel", LINUX / "bzImage-tiny64-lz4", "--append", "console=ttyS0 panic=-1 reboot=k quiet",
-    )  # fmt: skip
-    said = done.stderr.decode()
-    panic = "Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)"
-
-    assert done.returncode == 121
-    assert panic in done.stdout.decode()
-    assert "--- post-mortem: the guest asked for a reset" in said
-    assert said.splitlines()[-1] == f"vmmsim: the kernel panicked: {panic}"
-
-
-@needs_linux
-@pytest.mark.unicorn
-def test_a_kernel_that_reboots_by_itself_ends_with_0() -> None:
-    done = vmmsim(
-        "run", "-b", "unicorn", "-q", "-m", "64M", "--stdin", "none", "--timeout", "40",
-        "--kernel", LINUX / "bzImage-tiny64-lz4", "--initrd", LINUX / "initrd-hello64.cpio",
-        "--append", "console=ttyS0 panic=-1 reboot=k quiet",
-    )  # fmt: skip
-
-    assert (done.returncode, done.stderr.decode().splitlines()[-1:]) == (
-        0,
-        ["vmmsim: the guest asked for a reset"],
-    )

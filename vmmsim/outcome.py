@@ -4,7 +4,7 @@ Neutral: the command line, the pytest plugin and scripts use the same table.
 
     0-119  the guest's own code; 0 also for a guest that halts, powers off or resets
     120    triple fault
-    121    an exit that nobody handles
+    121    an exit that nobody handles (the command line: also a kernel that panicked)
     124    the budget, or the time, is spent
     125    usage, a device model or vmmsim itself
     126    the backend is not available

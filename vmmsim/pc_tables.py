@@ -45,7 +45,7 @@ class PcTables(msgspec.Struct, frozen=True):
     mp: MpTable | None = None
 
 
-def e820_of(config: MachineConfig) -> list[E820Entry]:
+def _e820(config: MachineConfig) -> list[E820Entry]:
     """The memory map of a machine: a PC's first MiB for `pc`, for others just their RAM."""
     pc = config.model == "pc"
     ram = [(gpa, size, E820Type.RAM) for gpa, size in models.ram(config)]
@@ -62,7 +62,7 @@ def pc_tables(config: MachineConfig) -> PcTables:
     MP table if it has local APICs. Without local APICs the ACPI tables have no MADT. Other
     models get the memory map alone.
     """
-    e820 = e820_of(config)
+    e820 = _e820(config)
     if config.model != "pc" or config.memory < layout.BIOS_AREA + 0x20000:
         return PcTables(e820, [])
     names = models.names(config)
