@@ -177,15 +177,34 @@ def test_fw_cfg_names_nothing_that_is_left_out() -> None:
     assert not {"etc/sercon-port", "etc/table-loader", "etc/acpi/tables"} & set(found)
 
 
-def test_a_guest_reads_fw_cfg_by_dma_into_its_memory(backend_name: str) -> None:
-    with Machine(backend=backend_name, model="pc") as machine:
-        # FWCfgDmaAccess: select the signature and read 4 bytes to 0x3000.
-        machine.memory.write(0x2000, struct.pack(">IIQ", 0 << 16 | 8 | 2, 4, 0x3000))
-        # mov dx, 0x518; mov eax, bswap(0x2000); out dx, eax; mov al, [0x3000]; out 0xf4, al
-        code = "ba180566b80000200066efa00030e6f4"
-        machine.load(load_bytes(bytes.fromhex(code), mode="real"))
-        assert machine.run() == GuestExit(ord("Q"))
+#: mov dx, 0x518; mov eax, bswap(0x2000); out dx, eax: a DMA transfer as 0x2000 says it.
+START_DMA = "ba180566b80000200066ef"
+
+
+def dma_machine(backend: str, target: int, code: str) -> Machine:
+    """A machine whose guest has fw_cfg write "QEMU", the signature, to `target` and goes on with `code`."""
+    machine = Machine(backend=backend, model="pc")
+    # FWCfgDmaAccess: select item 0, read.
+    machine.memory.write(0x2000, struct.pack(">IIQ", 0 << 16 | 8 | 2, 4, target))
+    machine.load(load_bytes(bytes.fromhex(START_DMA + code), mode="real"))
+    return machine
+
+
+@pytest.mark.parametrize("how", ["run", "exits"])
+def test_a_guest_reads_fw_cfg_by_dma_into_its_memory(backend_name: str, how: str) -> None:
+    # mov al, [0x3000]; out 0xf4, al
+    with dma_machine(backend_name, 0x3000, "a00030e6f4") as machine:
+        end = machine.run() if how == "run" else list(machine.exits())[-1]
+        assert end == GuestExit(ord("Q"))
         assert machine.memory.read(0x2000, 4) == bytes(4)
+
+
+@pytest.mark.parametrize("how", ["run", "exits"])
+def test_code_that_dma_brings_right_behind_the_access_is_executed(backend_name: str, how: str) -> None:
+    # Four HLT, over which "QEMU" comes: push cx; inc bp; dec bp; push bp. Then mov al, 7; out 0xf4, al.
+    behind = 0x7C00 + len(bytes.fromhex(START_DMA))
+    with dma_machine(backend_name, behind, "f4f4f4f4b007e6f4") as machine:
+        assert (machine.run() if how == "run" else list(machine.exits())[-1]) == GuestExit(7)
 
 
 # the test device
