@@ -115,6 +115,7 @@ class Machine:
             on_exit=lambda code: self.request_stop(GuestExit(code)),
             on_event=lambda event: self.request_stop(SystemEvent(event)),
             config=self.config,
+            memory=self.memory,
         )
         options = VmOptions(
             watchdog_seconds=self.config.watchdog_seconds,
@@ -140,15 +141,15 @@ class Machine:
     # -- building
 
     def _build(self) -> None:
-        at = 0
-        for start, length in [*models.holes(self.config), (self.config.memory, 0)]:
-            end = min(start, self.config.memory)
-            if at < end:
-                self.memory.add(at, end - at)
-            at = max(at, start + length)
-        for name in models.names(self.config):
+        for start, length in models.ram(self.config):
+            self.memory.add(start, length)
+        names = models.names(self.config)
+        for name in names:
             spec = models.DEVICES[name]
             device = spec.make(self._wiring)
+            if spec.behind in names:
+                self.devices[name] = device
+                continue
             attach = self.attach_port if spec.space == "port" else self.attach_mmio
             attach(spec.start, spec.length, getattr(device, spec.face) if spec.face else device, name)
             for start, length, face in spec.faces:

@@ -20,7 +20,7 @@ from .errors import UsageError
 if TYPE_CHECKING:
     from .config import MachineConfig
 
-__all__ = ["DEVICES", "MODELS", "DeviceSpec", "Wiring", "holes", "names"]
+__all__ = ["DEVICES", "MODELS", "DeviceSpec", "Wiring", "holes", "names", "ram"]
 
 
 class Wiring(msgspec.Struct):
@@ -36,6 +36,7 @@ class Wiring(msgspec.Struct):
     config: Any  #: MachineConfig
     cpus: Any = None  #: Processors, once there are vCPUs
     apic_bus: Any = None  #: ApicBus, once there are local APICs
+    memory: Any = None  #: GuestMemory, for devices that reach it
 
 
 class DeviceSpec(msgspec.Struct, frozen=True):
@@ -54,6 +55,8 @@ class DeviceSpec(msgspec.Struct, frozen=True):
     faces: tuple[tuple[int, int, str], ...] = ()
     #: The attribute of the device that answers at `start`, if it is not the device itself.
     face: str = ""
+    #: A device that, where the machine has it, owns this one's addresses and passes on what is meant.
+    behind: str = ""
 
 
 def _line(w: Wiring, number: int) -> Any:
@@ -140,8 +143,14 @@ def _rtc(w: Wiring) -> Device:
     from .devices.mc146818 import Mc146818
 
     epoch = int(time.time()) if w.config.clock == "host" else _EPOCH
-    below = min(w.config.memory, 3 << 30)
-    return Mc146818(w.clock, _line(w, layout.RTC_IRQ), epoch=epoch, memory_size=below)
+    below = min(w.config.memory, layout.LOW_RAM_END)
+    return Mc146818(
+        w.clock,
+        _line(w, layout.RTC_IRQ),
+        epoch=epoch,
+        memory_size=below,
+        memory_above_4g=w.config.memory - below,
+    )
 
 
 def _kbc(w: Wiring) -> Any:
@@ -173,6 +182,39 @@ def _reset_control(w: Wiring) -> Device:
     from .devices.reset_control import ResetControl
 
     return ResetControl(lambda hard: w.on_event("reset"))
+
+
+def _host_bridge(w: Wiring) -> Device:
+    from .devices.i440fx import I440fx
+
+    return I440fx(lambda: w.devices.get("reset-control"))
+
+
+def _fw_cfg(w: Wiring) -> Device:
+    from .devices.fw_cfg import FwCfg, RamDma
+    from .pc_tables import fw_cfg_items
+
+    files, legacy = fw_cfg_items(w.config)
+    return FwCfg(files, legacy=legacy, memory=RamDma(w.memory) if w.memory is not None else None)
+
+
+def _testdev(w: Wiring) -> Device:
+    from .devices.testdev import TestDev
+
+    return TestDev()
+
+
+def _testdev_irqs(w: Wiring) -> Device:
+    from .devices.base import NoIrq
+    from .devices.testdev import TestDevIrqs
+
+    return TestDevIrqs([NoIrq() if number == 2 else _line(w, number) for number in range(16)])
+
+
+def _testdev_memory(w: Wiring) -> Device:
+    from .devices.testdev import TestDevMemory
+
+    return TestDevMemory()
 
 
 def _acpi_pm(w: Wiring) -> Device:
@@ -261,12 +303,12 @@ DEVICES: dict[str, DeviceSpec] = {
             faces=((layout.PIC_SLAVE_PORT, 2, "slave"), (layout.ELCR_PORT, 2, "elcr")), face="master",
         ),
         DeviceSpec(
-            "lapic", "mmio", layout.LAPIC_PAGE, 0x1000, "local APICs, one for each vCPU", _lapic,
-            (layout.LAPIC_PAGE, 0x1000),
+            "lapic", "mmio", layout.LAPIC, 0x1000, "local APICs, one for each vCPU", _lapic,
+            (layout.LAPIC, 0x1000),
         ),
         DeviceSpec(
-            "ioapic", "mmio", layout.IOAPIC_PAGE, 0x100, "I/O APIC, an 82093AA", _ioapic,
-            (layout.IOAPIC_PAGE, 0x1000),
+            "ioapic", "mmio", layout.IOAPIC, 0x100, "I/O APIC, an 82093AA", _ioapic,
+            (layout.IOAPIC, 0x1000),
         ),
         DeviceSpec("pit", "port", layout.PIT_PORT, 4, "timers, an 8254", _pit, irq=0),
         DeviceSpec("port61", "port", layout.PORT_61, 1, "port 61h: the timer's gate, the speaker", _port61),
@@ -279,7 +321,33 @@ DEVICES: dict[str, DeviceSpec] = {
         ),
         DeviceSpec("port92", "port", layout.PORT_92, 1, "port 92h: fast reset, A20", _port92),
         DeviceSpec("post-code", "port", layout.POST_CODE_PORT, 1, "port 80h: POST codes", _post_code),
-        DeviceSpec("reset-control", "port", layout.RESET_CONTROL_PORT, 1, "port CF9h: reset", _reset_control),
+        DeviceSpec(
+            "reset-control", "port", layout.RESET_CONTROL_PORT, 1, "port CF9h: reset", _reset_control,
+            behind="host-bridge",
+        ),
+        DeviceSpec(
+            "host-bridge", "port", layout.HOST_BRIDGE_PORT, 8,
+            "PCI configuration of an 82441FX, the only device on its bus", _host_bridge,
+        ),
+        DeviceSpec(
+            "fw-cfg", "port", layout.FW_CFG_PORT, 12, "QEMU's firmware configuration: memory map, CPUs",
+            _fw_cfg,
+        ),
+        DeviceSpec(
+            "firmware-log", "port", layout.FIRMWARE_LOG_PORT, 1, "what SeaBIOS or OVMF log is printed",
+            _debug_console,
+        ),
+        DeviceSpec(
+            "testdev", "port", layout.TESTDEV_PORT, 8, "kvm-unit-tests' register and page flush", _testdev
+        ),
+        DeviceSpec(
+            "testdev-irqs", "port", layout.TESTDEV_IRQ_PORT, 24, "a byte written to port n raises IRQ n",
+            _testdev_irqs,
+        ),
+        DeviceSpec(
+            "testdev-mem", "mmio", layout.TESTDEV_MEMORY, 0x10000, "64 KiB that are reached by exits only",
+            _testdev_memory, (layout.TESTDEV_MEMORY, 0x10000),
+        ),
         DeviceSpec(
             "acpi-pm", "port", layout.ACPI_PM_PORT, 16, "ACPI's timer and power-off ports", _acpi_pm,
             irq=layout.SCI_IRQ,
@@ -305,12 +373,18 @@ MODELS: dict[str, tuple[str, ...]] = {
         "uart",
         "post-code",
         "reset-control",
+        "host-bridge",
         "acpi-pm",
+        "fw-cfg",
         "debug-exit",
         "debug-console",
     ),
     "bare": ("char-in", "random-letter", "char-out", "uart", "debug-exit", "debug-console"),
 }
+
+
+#: model -> the (start, length) ranges that are a hole in its RAM whatever devices it has.
+_MODEL_HOLES = {"pc": ((layout.VIDEO, layout.VIDEO_SIZE),)}
 
 
 def names(config: MachineConfig) -> list[str]:
@@ -334,5 +408,22 @@ def names(config: MachineConfig) -> list[str]:
 
 def holes(config: MachineConfig) -> list[tuple[int, int]]:
     """The (start, length) ranges that RAM leaves free for the configuration's devices."""
-    found = {DEVICES[name].hole for name in names(config)}
+    found = {DEVICES[name].hole for name in names(config)} | set(_MODEL_HOLES.get(config.model, ()))
     return sorted(hole for hole in found if hole is not None)
+
+
+def ram(config: MachineConfig) -> list[tuple[int, int]]:
+    """The (start, length) ranges of the configuration's RAM.
+
+    From 0 on to `memory`, or to 3 GiB, and what is more than 3 GiB from 4 GiB on, less the
+    `holes`. A hole takes RAM away; it does not move it.
+    """
+    beyond = max(config.memory - layout.LOW_RAM_END, 0)
+    spans = [(0, config.memory - beyond), (layout.HIGH_RAM, layout.HIGH_RAM + beyond)]
+    found = []
+    for at, end in spans:
+        for start, length in [*holes(config), (end, 0)]:
+            if at < min(start, end):
+                found.append((at, min(start, end) - at))
+            at = max(at, start + length)
+    return found
