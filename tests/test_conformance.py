@@ -137,7 +137,6 @@ def _factory(name: str) -> Callable[..., Device]:
             devices={},
             on_exit=lambda code: None,
             on_event=lambda event: None,
-            on_interrupt=lambda level: None,
             config=MachineConfig(),
         )
         fresh = models.DEVICES[name].make(wiring)

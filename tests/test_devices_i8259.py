@@ -75,7 +75,7 @@ class Board:
     def vectors(self, most: int = 20) -> list[int]:
         """What a CPU takes as long as INTR is high."""
         got = []
-        while self.pair.pending and len(got) < most:
+        while self.pair.pending() and len(got) < most:
             got.append(self.pair.acknowledge())
         return got
 
@@ -87,15 +87,15 @@ def test_int_stays_low_until_all_icws_came_and_then_shows_the_edges_since_icw1()
     board = Board()
     board.outb(SLAVE, 0x13)
     board.irq(0)
-    assert not board.pair.pending
+    assert not board.pair.pending()
     board.outb(MASTER, 0x11)
     board.irq(0, False)
     board.irq(0)
     for word in (0x20, 0x04, 0x01):
-        assert not board.pair.pending
+        assert not board.pair.pending()
         board.outb(MASTER + 1, word)
 
-    assert board.pair.pending
+    assert board.pair.pending()
     assert board.intr.level
     assert board.pair.acknowledge() == 0x20
 
@@ -187,13 +187,13 @@ def test_service_keeps_its_level_and_lower_ones_out_and_lets_higher_ones_in() ->
     board.pulse(4)
     assert board.vectors() == [0x0C]
     board.pulse(4, 5)
-    assert not board.pair.pending
+    assert not board.pair.pending()
     board.pulse(1)
     assert board.vectors() == [0x09]
     assert board.isr() == 0x12
     board.outb(MASTER, EOI)
     assert board.isr() == 0x10
-    assert not board.pair.pending
+    assert not board.pair.pending()
     board.outb(MASTER, EOI)
     assert board.vectors() == [0x0C]
     board.outb(MASTER, EOI)
@@ -206,7 +206,7 @@ def test_the_slave_needs_an_eoi_of_its_own_and_brings_its_next_request_itself() 
     board.pulse(9, 12)
     assert board.vectors() == [0x71]
     board.outb(MASTER, EOI)
-    assert not board.pair.pending  # the slave still has IRQ9 in service
+    assert not board.pair.pending()  # the slave still has IRQ9 in service
     board.outb(SLAVE, EOI)
 
     assert board.vectors() == [0x74]
@@ -216,7 +216,7 @@ def test_a_mask_holds_a_request_back_and_does_not_lose_it() -> None:
     board = Board().init()
     board.outb(MASTER + 1, 0x10)
     board.pulse(4)
-    assert not board.pair.pending
+    assert not board.pair.pending()
     assert board.irr() == 0x10
     board.outb(MASTER + 1, 0x00)
 
@@ -227,7 +227,7 @@ def test_masking_ir2_masks_the_slave() -> None:
     board = Board().init()
     board.outb(MASTER + 1, 0x04)
     board.irq(14)
-    assert not board.pair.pending
+    assert not board.pair.pending()
     assert board.irr(SLAVE) == 0x40
     board.outb(MASTER + 1, 0x00)
 
@@ -252,7 +252,7 @@ def test_an_edge_is_taken_once_and_needs_a_new_rise() -> None:
     assert board.vectors() == [0x0D]
     board.outb(MASTER, EOI)
     board.irq(5, True)
-    assert not board.pair.pending
+    assert not board.pair.pending()
     board.irq(5, False)
     board.irq(5, True)
 
@@ -270,7 +270,7 @@ def test_a_level_interrupts_again_after_eoi_until_it_falls() -> None:
     board.irq(5, False)
     board.outb(MASTER, EOI)
 
-    assert not board.pair.pending
+    assert not board.pair.pending()
     assert board.irr() == 0
 
 
@@ -288,7 +288,7 @@ def test_a_level_on_the_slave_interrupts_again_after_both_eois() -> None:
     assert (board.isr(MASTER), board.isr(SLAVE)) == (0x04, 0)
     board.outb(MASTER, EOI)
 
-    assert not board.pair.pending
+    assert not board.pair.pending()
 
 
 def test_a_level_in_automatic_eoi_stays_pending_and_loops_nowhere() -> None:
@@ -308,7 +308,7 @@ def test_ltim_makes_all_inputs_levels() -> None:
     board.irq(8, False)
 
     assert (board.irr(MASTER), board.irr(SLAVE)) == (0, 0)
-    assert not board.pair.pending
+    assert not board.pair.pending()
 
 
 def test_elcr_has_no_bits_for_timer_keyboard_cascade_rtc_and_fpu() -> None:
@@ -328,7 +328,7 @@ def test_changing_elcr_drops_a_latched_edge_and_follows_the_line() -> None:
     board.outb(ELCR, 0x00)
 
     assert board.irr() == 0
-    assert not board.pair.pending
+    assert not board.pair.pending()
 
 
 # Spurious interrupts.
@@ -442,7 +442,7 @@ def test_special_mask_mode_lets_lower_levels_in_while_the_level_is_masked() -> N
     board.vectors()
     board.outb(MASTER + 1, 0x10)
     board.pulse(6)
-    assert not board.pair.pending
+    assert not board.pair.pending()
     board.outb(MASTER, SMM_ON)
     assert board.vectors() == [0x0E]
     # "an IS bit that is masked by an IMR bit will not be cleared by a non-specific EOI"
@@ -452,7 +452,7 @@ def test_special_mask_mode_lets_lower_levels_in_while_the_level_is_masked() -> N
     assert board.isr() == 0x10
     board.pulse(6)
     board.outb(MASTER, SMM_OFF)
-    assert not board.pair.pending
+    assert not board.pair.pending()
     board.outb(MASTER, 0x64)
 
     assert board.vectors() == [0x0E]
@@ -470,7 +470,7 @@ def test_special_fully_nested_mode_lets_the_slave_interrupt_itself_and_nobody_lo
     board.pulse(12)
     assert board.vectors() == [0x74]
     board.pulse(3)
-    assert not board.pair.pending
+    assert not board.pair.pending()
     board.pulse(8)
     assert board.vectors() == [0x70]
     assert board.isr(SLAVE) == 0x11
@@ -481,7 +481,7 @@ def test_without_it_the_slave_waits_for_the_masters_eoi() -> None:
     board.pulse(12)
     board.vectors()
     board.pulse(8)
-    assert not board.pair.pending
+    assert not board.pair.pending()
     board.outb(MASTER, EOI)
 
     assert board.vectors() == [0x70]
@@ -493,7 +493,7 @@ def test_a_poll_acknowledges_and_names_the_level() -> None:
     board.outb(MASTER, POLL)
 
     assert board.inb(MASTER) == 0x86
-    assert not board.pair.pending
+    assert not board.pair.pending()
     assert board.isr() == 0x40
     board.outb(MASTER, POLL)
     assert board.inb(MASTER) == 0
@@ -602,7 +602,7 @@ def test_a_restored_line_that_is_high_makes_no_edge_when_its_device_raises_it_ag
     again = Board(board.pair.state())
     again.irq(4)
 
-    assert not again.pair.pending
+    assert not again.pair.pending()
 
 
 @pytest.mark.parametrize(
@@ -665,9 +665,9 @@ def play(board: Board, steps: list[tuple[str, int, int]]) -> list[int]:
             board.irq(a, bool(b))
         elif verb == "init":
             board.init(a, b, b)
-        elif board.pair.pending:
+        elif board.pair.pending():
             seen.append(board.pair.acknowledge())
-        seen.append(board.pair.pending)
+        seen.append(board.pair.pending())
     return seen
 
 
@@ -679,7 +679,7 @@ def test_any_script_leaves_a_state_that_can_be_written_down_and_intr_as_told(ste
 
     assert all(0 <= value <= 0xFF for value in seen)
     assert msgspec.json.decode(msgspec.json.encode(state), type=I8259PairState) == state
-    assert board.intr.level == board.pair.pending
+    assert board.intr.level == board.pair.pending()
 
 
 @given(STEPS, STEPS)
@@ -713,9 +713,9 @@ def test_no_edge_is_lost_and_none_is_made_up(edges: list[int], turns: list[bool]
         if turn and queue:
             wanted.add(queue[0])
             board.pulse(queue.pop(0))
-        elif board.pair.pending:
+        elif board.pair.pending():
             serve()
-    while board.pair.pending:
+    while board.pair.pending():
         serve()
 
     assert wanted == set()
@@ -755,7 +755,7 @@ def test_the_level_that_interrupts_is_the_most_urgent_above_those_in_service(sta
     ]
     board = Board(I8259PairState(master=state))
 
-    assert board.pair.pending == bool(candidates)
+    assert board.pair.pending() == bool(candidates)
     expected = min(candidates, key=lambda level: rank(state, level), default=7)
     assert board.pair.acknowledge() == 0x08 + expected
 

@@ -59,9 +59,10 @@ def test_a_shell_answers_on_the_serial_console() -> None:
 
 @pytest.mark.unicorn
 def test_with_the_clock_of_exits_a_boot_repeats() -> None:
+    # Linux calibrates a local APIC's timer by spinning until ticks come, without an exit.
     runs = []
     for _ in range(2):
-        with linux(64, "initrd-hello64.cpio", clock="exits", **NO_INPUT) as machine:
+        with linux(64, "initrd-hello64.cpio", "nolapic", clock="exits", **NO_INPUT) as machine:
             assert machine.run(budget=seconds(100)) == SystemEvent("reset")
             runs.append((machine.output.data, machine.counts(), machine.clock.now()))
     assert runs[0] == runs[1]

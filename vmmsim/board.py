@@ -1,89 +1,74 @@
-"""What surrounds a vCPU: its interrupt controller, its clock, and who waits when it halts.
+"""What surrounds a machine's vCPUs: interrupt controllers, the clock, and who waits at a halt.
 
-The clock tells when something is due; how the vCPU hears of it depends on the clock. With
+The clock tells when something is due; how a vCPU hears of it depends on the clock. With
 `exits` each exit is a tick, with `insns` the vCPU stops at an instruction, and with `host` a
-thread waits for the time. In each case the vCPU comes to a boundary between two instructions
-and calls `service`, in its own thread: devices know no other.
+thread waits for the time. In each case a vCPU comes to a boundary between two instructions
+and calls `service`, in its own thread, under `Chipset.lock`: devices know no other.
 """
 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
-from .clock import Clock, ExitClock, HostClock, InsnClock
+from .clock import Clock, ExitClock, HostClock
+from .exits import Access
 
-if TYPE_CHECKING:
-    from .backends.base import Vcpu
-    from .exits import Access
-
-__all__ = ["InterruptBoard"]
+__all__ = ["Chipset", "Controller", "InterruptBoard"]
 
 #: Seconds between two looks at whether input has come, with the host's clock.
 _INPUT_SECONDS = 0.02
 
 
-class InterruptBoard:
-    """`backends.base.Board` for a machine with an interrupt controller `pic`.
+class Controller(Protocol):
+    """A vCPU's interrupt controller: its local APIC, or the pair of 8259A."""
+
+    def pending(self) -> bool: ...
+    def acknowledge(self) -> int: ...
+
+
+class Chipset:
+    """The clock and the input, which a machine's vCPUs share.
 
     `inputs` are devices with a `poll()`, which take what their source has; `source` is where
-    that comes from. A context manager around each run, which starts what watches the clock.
+    that comes from. `call` has the vCPU that runs look at its board. A context manager around
+    each run, which starts what watches the clock.
     """
 
-    def __init__(self, vcpu: Vcpu, pic: Any, clock: Clock, inputs: list[Any], source: Any) -> None:
-        self._vcpu = vcpu
-        self._pic = pic
-        self._clock = clock
+    def __init__(self, clock: Clock, inputs: list[Any], source: Any, call: Callable[[], None]) -> None:
+        #: Held by whoever touches a device while several vCPUs run at once.
+        self.lock = threading.RLock()
+        self.clock = clock
         self._inputs = inputs
         self._source = source
+        self._call = call
         self._wake = threading.Event()
         self._alarm: _Alarm | None = None
-        if isinstance(clock, InsnClock):
-            clock.insns = lambda: vcpu.insns or 0
-            clock.changed = self._aim
-            self._aim()
-        vcpu.connect(self)
-
-    # -- what the vCPU asks
 
     def service(self) -> None:
-        for device in self._inputs:
-            device.poll()
-        self._clock.run_due()
-
-    def pending(self) -> bool:
-        return bool(self._pic.pending)
-
-    def acknowledge(self) -> int:
-        return int(self._pic.acknowledge())
-
-    def cr8_written(self, value: int, /) -> None:
-        """There is no APIC: nobody's priority."""
+        """Run what is due."""
+        with self.lock:
+            for device in self._inputs:
+                device.poll()
+            self.clock.run_due()
 
     def tsc(self) -> int:
         """A counter of 1 GHz."""
-        if isinstance(self._clock, ExitClock):  # it is an exit here: a guest that waits must get on
-            self._clock.tick()
-        return self._clock.now()
-
-    # -- the clock
-
-    def _aim(self) -> None:
-        clock = self._clock
-        assert isinstance(clock, InsnClock)
-        self._vcpu.set_alarm(None if clock.deadline is None else clock.insn_at(clock.deadline))
+        if isinstance(self.clock, ExitClock):  # it is an exit here: a guest that waits must get on
+            self.clock.tick()
+        return self.clock.now()
 
     def observe(self, cls: type[Access], address: int, size: int, value: int) -> None:
         """An exit was made: an observer of the machine's, for the clock of exits."""
-        clock = self._clock
+        clock = self.clock
         clock.tick()  # type: ignore[attr-defined]
         if clock.deadline is not None and clock.deadline <= clock.now():
-            self._vcpu.attention()
+            self._call()
 
-    def __enter__(self) -> InterruptBoard:
-        self._wake.clear()
-        if isinstance(self._clock, HostClock):
-            self._alarm = _Alarm(self._clock, self._vcpu, bool(self._inputs) and self._source is not None)
+    def __enter__(self) -> Chipset:
+        if isinstance(self.clock, HostClock):
+            self._alarm = _Alarm(self.clock, self._call, bool(self._inputs) and self._source is not None)
         return self
 
     def __exit__(self, *ended: object) -> None:
@@ -91,51 +76,85 @@ class InterruptBoard:
             self._alarm.stop()
             self._alarm = None
 
-    # -- a halted vCPU
+    # -- when every vCPU waits
 
     def wake(self) -> None:
-        """End `wait`: the run is cancelled."""
+        """Have `wait` look again: the run is cancelled, or a vCPU has something to do. From any thread."""
         self._wake.set()
 
-    def wait(self) -> bool:
-        """The vCPU has halted with interrupts on: wait until one is pending, or for `wake`.
+    def halted(self) -> None:
+        """A vCPU has executed HLT: an exit, for the clock of exits."""
+        if isinstance(self.clock, ExitClock):
+            self.clock.tick()
 
-        False when nothing is left that could wake it.
-        """
-        clock = self._clock
-        if isinstance(clock, ExitClock):
-            clock.tick()
-        while not self._wake.is_set():
+    def wait(self, ready: Callable[[], bool]) -> bool:
+        """No vCPU runs: wait until `ready`, which `wake` has looked at again. False when nothing is
+        left that could wake one."""
+        while True:
+            self._wake.clear()
             self.service()
-            if self.pending():
+            if ready():
                 return True
-            input_left = bool(self._inputs) and not self._source.ended
-            if not clock.deterministic:
-                if clock.deadline is None and not input_left:
-                    return False
-                pause = _INPUT_SECONDS if input_left else 3600.0
-                if clock.deadline is not None:
-                    pause = min(pause, (clock.deadline - clock.now()) / 1e9)
-                if pause > 0:
-                    self._wake.wait(pause)
-            elif clock.deadline is not None:
-                clock.skip_to(clock.deadline)  # type: ignore[attr-defined]
-            elif input_left and hasattr(self._source, "send"):
-                return False  # input that the caller sends, who must have a turn
-            elif input_left:
-                self._wake.wait(_INPUT_SECONDS)
-            else:
+            pause = self.advance()
+            if pause is None:
                 return False
-        return True
+            if pause > 0:
+                self._wake.wait(pause)
+
+    def advance(self) -> float | None:
+        """No vCPU runs: bring a clock that only the machine moves to the next deadline. Seconds to
+        wait before the next look; None when nothing is left to wait for."""
+        clock = self.clock
+        input_left = bool(self._inputs) and not self._source.ended
+        if not clock.deterministic:
+            if clock.deadline is None and not input_left:
+                return None
+            pause = _INPUT_SECONDS if input_left else 3600.0
+            if clock.deadline is not None:
+                pause = min(pause, (clock.deadline - clock.now()) / 1e9)
+            return max(0.0, pause)
+        if clock.deadline is not None:
+            clock.skip_to(clock.deadline)  # type: ignore[attr-defined]
+            return 0.0
+        if input_left and not hasattr(self._source, "send"):
+            return _INPUT_SECONDS
+        return None  # or it is input that the caller sends, who must have a turn
+
+
+class InterruptBoard:
+    """`backends.base.Board` of one vCPU, whose interrupt controller is `controller`, which
+    `cr8_written` tells of the vCPU's task priority."""
+
+    def __init__(
+        self, chipset: Chipset, controller: Controller, cr8_written: Callable[[int], None] | None = None
+    ) -> None:
+        self._lock = chipset.lock
+        self._controller = controller
+        self._cr8_written = cr8_written
+        self.service = chipset.service
+        self.tsc = chipset.tsc
+
+    def pending(self) -> bool:
+        with self._lock:
+            return self._controller.pending()
+
+    def acknowledge(self) -> int:
+        with self._lock:
+            return self._controller.acknowledge()
+
+    def cr8_written(self, value: int, /) -> None:
+        if self._cr8_written is not None:
+            with self._lock:
+                self._cr8_written(value)
 
 
 class _Alarm:
-    """A thread that has the vCPU look at its board when the host's clock says so, and now and
+    """A thread that has a vCPU look at its board when the host's clock says so, and now and
     then for input."""
 
-    def __init__(self, clock: HostClock, vcpu: Vcpu, input: bool) -> None:
+    def __init__(self, clock: HostClock, call: Callable[[], None], input: bool) -> None:
         self._clock = clock
-        self._vcpu = vcpu
+        self._call = call
         self._pause = _INPUT_SECONDS if input else None
         self._changed = threading.Event()
         self._over = False
@@ -149,11 +168,11 @@ class _Alarm:
             if deadline is not None:
                 ahead = (deadline - self._clock.now()) / 1e9
                 if ahead <= 0:
-                    self._vcpu.attention()
+                    self._call()
                     ahead = 0.001  # the vCPU is on its way; if it is not heard it is told again
                 pause = ahead if pause is None else min(pause, ahead)
             if not self._changed.wait(pause) and pause == self._pause:
-                self._vcpu.attention()
+                self._call()
             self._changed.clear()
 
     def stop(self) -> None:

@@ -18,7 +18,7 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     `model` names the set of devices, `extra_devices` adds to it, `without` leaves devices
     out. `seed` makes the random devices repeat; None takes a fresh one. `count_insns`
     keeps the count of retired instructions. `clock` is the time that devices see: host,
-    insns or exits (vmmsim.clock). `watchdog_seconds`: see `VmOptions`. Raises
+    insns or exits (vmmsim.clock). `cpus` is the number of vCPUs. `watchdog_seconds`: see `VmOptions`. Raises
     UsageError for a field of another type or a memory that cannot be.
     """
 
@@ -31,11 +31,16 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     watchdog_seconds: float | None = 5.0
     isa_debug_exit: bool = False
     clock: str = "host"
+    cpus: int = 1
 
     def __post_init__(self) -> None:
         self._check_types()
         if self.clock not in ("host", "insns", "exits"):
             raise UsageError(f"there is no clock '{self.clock}'", hint="clocks are: host, insns, exits")
+        if not 1 <= self.cpus <= layout.MAX_CPUS:
+            raise UsageError(
+                f"a machine with {self.cpus} vCPUs", hint=f"give 1 to {layout.MAX_CPUS}, for example --cpus 2"
+            )
         if self.memory <= 0:
             raise UsageError("a machine with no memory", hint="give at least 4K, for example -m 64M")
         if self.memory % PAGE_SIZE:

@@ -9,9 +9,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .exits import ACCESS_EXITS, Access, MmioRead, MmioWrite, PortRead, PortWrite, ReadAccess
+from .exits import (
+    ACCESS_EXITS,
+    Access,
+    MmioRead,
+    MmioWrite,
+    MsrRead,
+    MsrWrite,
+    PortRead,
+    PortWrite,
+    ReadAccess,
+)
 
 if TYPE_CHECKING:
     from .bus import Bus
@@ -41,31 +51,70 @@ class Dispatcher:
         self.history: deque[tuple[type[Access], int, int, int]] = deque(maxlen=HISTORY)
         self.failed: tuple[type[Access], int, int] | None = None
         self._observers = observers if observers is not None else []
+        #: Who has the platform's MSRs: something with `msr_read` and `msr_write`.
+        self.msrs: Any = None
+        self._msr_counts: dict[type[Access], int] = {MsrRead: 0, MsrWrite: 0}
         self.port_read, self._port_reads = self._reader(PortRead, ports)
         self.port_write, self._port_writes = self._writer(PortWrite, ports)
         self.mmio_read, self._mmio_reads = self._reader(MmioRead, mmio)
         self.mmio_write, self._mmio_writes = self._writer(MmioWrite, mmio)
 
     def msr_read(self, index: int) -> int | None:
-        """No device of this version has MSRs: #GP in the guest."""
-        return None
+        """RDMSR by `msrs`; None, which is #GP in the guest, without one that knows it."""
+        value = self._ask_msrs(MsrRead, index, lambda: self.msrs.msr_read(index))
+        if value is not None:
+            self._done(MsrRead, index, value)
+        return value
 
     def msr_write(self, index: int, value: int) -> bool:
-        """As `msr_read`."""
-        return False
+        """As `msr_read`: False is #GP."""
+        taken = bool(self._ask_msrs(MsrWrite, index, lambda: self.msrs.msr_write(index, value)))
+        if taken:
+            self._done(MsrWrite, index, value)
+        return taken
+
+    def _ask_msrs(self, cls: type[Access], index: int, ask: Callable[[], int | None]) -> int | None:
+        if self.msrs is None:
+            return None
+        self._msr_counts[cls] += 1
+        try:
+            return ask()
+        except BaseException:
+            self.failed = (cls, index, 8)
+            raise
+
+    def _done(self, cls: type[Access], index: int, value: int) -> None:
+        self.history.append((cls, index, 8, value))
+        for observer in self._observers:
+            observer(cls, index, 8, value)
 
     def counts(self) -> dict[str, int]:
         """Accesses so far by kind; kinds that did not happen are left out."""
         numbers = (self._port_reads(), self._port_writes(), self._mmio_reads(), self._mmio_writes())
-        return {cls.kind: n for cls, n in zip(ACCESS_EXITS, numbers, strict=True) if n}
+        counts = {cls.kind: n for cls, n in zip(ACCESS_EXITS, numbers, strict=True) if n}
+        return counts | {cls.kind: n for cls, n in self._msr_counts.items() if n}
 
     @property
     def total(self) -> int:
         """Accesses so far."""
-        return self._port_reads() + self._port_writes() + self._mmio_reads() + self._mmio_writes()
+        others = self._port_reads() + self._port_writes() + self._mmio_reads() + self._mmio_writes()
+        return others + sum(self._msr_counts.values())
 
     def answer(self, exit: Access) -> None:
         """Answer an exit of `Vcpu.run` from the buses."""
+        if isinstance(exit, MsrRead):
+            value = self.msr_read(exit.address)
+            if value is None:
+                exit.fault()
+            else:
+                exit.reply(value)
+            return
+        if isinstance(exit, MsrWrite):
+            if self.msr_write(exit.address, exit.value):
+                exit.reply()
+            else:
+                exit.fault()
+            return
         port = exit.space == "port"
         if isinstance(exit, ReadAccess):
             read = self.port_read if port else self.mmio_read

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 __all__ = [
     "ACPI_PM_PORT",
+    "ACPI_TABLES",
+    "BDA",
+    "BIOS_AREA",
     "BOOT_GDT",
     "BOOT_PAGE_TABLES",
     "BOOT_STACK",
@@ -22,13 +25,24 @@ __all__ = [
     "DEBUG_EXIT_PORT",
     "DEFAULT_LOAD",
     "DEFAULT_MEMORY",
+    "EBDA",
     "ELCR_PORT",
+    "FIRMWARE_LOG_PORT",
     "FW_CFG_PORT",
+    "HIGH_RAM",
+    "HOST_BRIDGE_PORT",
+    "IOAPIC",
     "KBC_COMMAND_PORT",
     "KBC_DATA_PORT",
     "KEYBOARD_IRQ",
+    "LAPIC",
+    "LOW_RAM_END",
+    "MAX_CPUS",
     "MAX_MEMORY",
     "MOUSE_IRQ",
+    "MP_TABLE",
+    "PCI_MEMORY",
+    "PCI_PORTS",
     "PIC_MASTER_PORT",
     "PIC_SLAVE_PORT",
     "PIT_PORT",
@@ -47,11 +61,39 @@ __all__ = [
     "TESTDEV_IRQ_PORT",
     "TESTDEV_MEMORY",
     "TESTDEV_PORT",
+    "VIDEO",
+    "VIDEO_SIZE",
+    "ioapic_id",
 ]
+
+
+def ioapic_id(cpus: int) -> int:
+    """The I/O APIC's id (0-15) in a machine with so many vCPUs: the first that no local APIC has."""
+    return cpus if cpus <= 15 else 0
+
 
 DEFAULT_MEMORY = 64 << 20
 #: `-m` beyond this is refused: a typing error more often than a wish.
 MAX_MEMORY = 512 << 30
+#: APIC ids have 8 bits, and all ones is everybody.
+MAX_CPUS = 255
+
+#: RAM of more than 3 GiB goes on at 4 GiB: the last GiB below it is for APICs, PCI and ROM.
+LOW_RAM_END = 3 << 30
+HIGH_RAM = 4 << 30
+#: Where a PC's display adapter has its memory. A `pc` has no display: a hole. What lies
+#: behind it up to 1 MiB is RAM, as it is once a chipset shadows its ROMs.
+VIDEO, VIDEO_SIZE = 0xA0000, 0x20000
+
+#: What a PC's firmware leaves behind for a kernel: its data area and the extended one (the last
+#: KiB below 640 KiB), and from E0000h on what a kernel searches by signatures: ACPI's RSDP
+#: there, the MP table from F0000h on.
+BDA, EBDA, BIOS_AREA = 0x400, 0x9FC00, 0xE0000
+ACPI_TABLES, MP_TABLE = 0xE0000, 0xF0000
+#: Where CPUs and chipsets have their APICs (SDM vol. 3, 10.4.1; 82093AA).
+IOAPIC, LAPIC = 0xFEC00000, 0xFEE00000
+#: The windows of PCI's memory and ports: (start, size).
+PCI_MEMORY, PCI_PORTS = (LOW_RAM_END, IOAPIC - LOW_RAM_END), (0xC000, 0x4000)
 
 #: The talk's devices live in the page at 0x1000, which is a hole in the RAM.
 TALK_PAGE = 0x1000
@@ -71,13 +113,15 @@ RTC_IRQ, KEYBOARD_IRQ, MOUSE_IRQ, SCI_IRQ = 8, 1, 12, 9
 PIC_MASTER_PORT, PIC_SLAVE_PORT, ELCR_PORT = 0x20, 0xA0, 0x4D0
 PIT_PORT, PORT_61, RTC_PORT = 0x40, 0x61, 0x70
 KBC_DATA_PORT, KBC_COMMAND_PORT, PORT_92 = 0x60, 0x64, 0x92
-POST_CODE_PORT, RESET_CONTROL_PORT = 0x80, 0xCF9
+POST_CODE_PORT, HOST_BRIDGE_PORT, RESET_CONTROL_PORT = 0x80, 0xCF8, 0xCF9
 ACPI_PM_PORT, FW_CFG_PORT = 0x600, 0x510
 TESTDEV_PORT, TESTDEV_IRQ_PORT, TESTDEV_MEMORY = 0xE0, 0x2000, 0xFF000000
 #: A byte written here ends the machine; the value is the exit code.
 DEBUG_EXIT_PORT = 0xF4
 #: Bochs' and QEMU's debug console: a byte written is printed, a read answers 0xE9.
 DEBUG_CONSOLE_PORT = 0xE9
+#: Where SeaBIOS and OVMF write their log: the default of QEMU's isa-debugcon.
+FIRMWARE_LOG_PORT = 0x402
 
 #: Where a flat image goes unless told otherwise: the PC's boot sector.
 DEFAULT_LOAD = 0x7C00

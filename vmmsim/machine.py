@@ -18,17 +18,18 @@ import msgspec
 
 from . import layout, models
 from .backends import open_backend
-from .backends.base import Backend, VmOptions
-from .board import InterruptBoard
+from .backends.base import Backend, Vcpu, VmOptions
+from .board import Chipset, InterruptBoard
 from .budget import Budget
 from .bus import Bus, Device, Mapping
 from .clock import CLOCKS, ExitClock
 from .config import MachineConfig
-from .cpu_view import CpuView
 from .dispatch import Dispatcher, Observer
 from .errors import DeviceError, GuestError, ImageError, UsageError, VmmsimError
 from .exits import Access, BudgetSpent, Cancelled, Exit, GuestExit, Halt, SystemEvent
 from .memory import PAGE_SIZE, GuestMemory
+from .processor import Processor
+from .processors import Processors
 from .signals import DeferredSignals
 from .stops import Until, budget_observer, until_observer
 from .streams import BufferSink, QueueSource, TeeSink
@@ -48,6 +49,8 @@ _NOT_COUNTED = (Access, BudgetSpent, Cancelled, GuestExit, SystemEvent)
 #: Ends behind which a run goes on where it was, as serial.expect may.
 _GOES_ON = (Access, BudgetSpent, Cancelled)
 
+#: IA32_APIC_BASE, IA32_TSC_DEADLINE and those of x2APIC, as (first, count).
+_APIC_MSRS = ((0x1B, 1), (0x6E0, 1), (0x800, 0x40))
 #: Guest-physical addresses have 52 bits (SDM vol. 3, 4.1.4); the MMIO bus covers them all.
 _MMIO_LIMIT = 1 << 52
 
@@ -102,7 +105,7 @@ class Machine:
         sinks: list[CharSink] = [self.output, _Notify(self)]
         #: The time that the devices see.
         self.clock = CLOCKS[self.config.clock]()
-        self._board: InterruptBoard | None = None
+        self._chipset: Chipset | None = None
         self._wiring = models.Wiring(
             source=self._input,
             clock=self.clock,
@@ -111,56 +114,70 @@ class Machine:
             random=self._random,
             on_exit=lambda code: self.request_stop(GuestExit(code)),
             on_event=lambda event: self.request_stop(SystemEvent(event)),
-            on_interrupt=self._on_interrupt,
             config=self.config,
+            memory=self.memory,
         )
         options = VmOptions(
             watchdog_seconds=self.config.watchdog_seconds,
             count_insns=self.config.count_insns or self.config.clock == "insns",
             exact_interrupts=self.clock.deterministic,
+            vcpus=self.config.cpus,
+            apic="lapic" in models.names(self.config),
+            msrs=_APIC_MSRS if "lapic" in models.names(self.config) else (),
         )
         try:
             self._build()
             self.vm = self.backend.create_vm(options)
             self.memory.attach(self.vm, self._settle, self._check_vacant)
-            self.vcpu = self.vm.create_vcpu()
-            self._connect()
+            self.processors = self._make_processors([self.vm.create_vcpu() for _ in range(self.config.cpus)])
         except BaseException:
             self.close()
             raise
-        self.cpu = CpuView(self.vcpu)
+        self._wiring.cpus = self.processors
+        #: The first vCPU, which starts the others, and its registers as attributes.
+        self.vcpu = self.processors.items[0].vcpu
+        self.cpu = self.processors.items[0].cpu
 
     # -- building
 
     def _build(self) -> None:
-        at = 0
-        for start, length in [*models.holes(self.config), (self.config.memory, 0)]:
-            end = min(start, self.config.memory)
-            if at < end:
-                self.memory.add(at, end - at)
-            at = max(at, start + length)
-        for name in models.names(self.config):
+        for start, length in models.ram(self.config):
+            self.memory.add(start, length)
+        names = models.names(self.config)
+        for name in names:
             spec = models.DEVICES[name]
             device = spec.make(self._wiring)
+            if spec.behind in names:
+                self.devices[name] = device
+                continue
             attach = self.attach_port if spec.space == "port" else self.attach_mmio
             attach(spec.start, spec.length, getattr(device, spec.face) if spec.face else device, name)
             for start, length, face in spec.faces:
                 self.ports.attach(start, length, getattr(device, face), f"{name}-{face}")
             self.devices[name] = device
 
-    def _connect(self) -> None:
-        """Give the vCPU its interrupt controller, if the machine has one."""
-        pic = self.devices.get("pic")
-        if pic is None:
-            return
-        inputs = [device for device in self.devices.values() if hasattr(device, "poll")]
-        self._board = InterruptBoard(self.vcpu, pic, self.clock, inputs, self._input)
-        if isinstance(self.clock, ExitClock):
-            self.observe(self._board.observe)
-
-    def _on_interrupt(self, level: bool) -> None:
-        if level and self._board is not None:
-            self.vcpu.attention()
+    def _make_processors(self, vcpus: list[Vcpu]) -> Processors:
+        """Give each vCPU its interrupt controller, if the machine has any."""
+        pic: Any = self.devices.get("pic")
+        lapics: Any = self.devices.get("lapic")
+        chipset = None
+        if pic is not None or lapics is not None:
+            inputs = [device for device in self.devices.values() if hasattr(device, "poll")]
+            chipset = Chipset(self.clock, inputs, self._input, lambda: self.processors.call())
+            if isinstance(self.clock, ExitClock):
+                self.observe(chipset.observe)
+        self.accesses.msrs = lapics
+        self._chipset = chipset
+        items = []
+        for number, vcpu in enumerate(vcpus):
+            board = None
+            if chipset is not None and lapics is not None:
+                board = InterruptBoard(chipset, lapics[number], lapics[number].cr8_written)
+            elif chipset is not None:
+                board = InterruptBoard(chipset, pic)
+            items.append(Processor(number, vcpu, board))
+        parallel = self.backend.capabilities.parallel_vcpus
+        return Processors(items, chipset, parallel=parallel, on_halt=self._count_end)
 
     def attach_port(self, port: int, length: int, device: Device, name: str = "") -> Mapping:
         """Put a device on `length` I/O ports from `port` on. See `Bus.attach`.
@@ -243,6 +260,7 @@ class Machine:
         for gpa, data in wanted.writes:
             self.memory.write(gpa, data)
         self.vcpu.set_state(state)
+        self.processors.started()
 
     def load_guest(self, name: str) -> Guest:
         """Load one of the built-in guests (`vmmsim guests`) by name, with its input."""
@@ -304,11 +322,11 @@ class Machine:
         began = time.perf_counter()
         self._running = self._inline = True
         try:
-            with DeferredSignals(self.cancel, self.vcpu.uncancel), self._board or contextlib.nullcontext():
+            with DeferredSignals(self.cancel, self._uncancel), self._chipset or contextlib.nullcontext():
                 if timer is not None:
                     timer.start()
                 try:
-                    exit = self._run_on(max_insns)
+                    exit = self.processors.run(self.accesses, max_insns)
                 finally:
                     if timer is not None:
                         timer.cancel()
@@ -328,36 +346,27 @@ class Machine:
             for observer in observers:
                 self._observers.remove(observer)
             if self._spent is not None:  # perhaps just when the run had ended by itself
-                self.vcpu.uncancel()
+                self._uncancel()
         if isinstance(exit, Cancelled) and self._spent is not None:
             exit = BudgetSpent(self._spent.unit, self._spent.amount)
-        self._note_end(exit)
-        return exit
-
-    def _run_on(self, max_insns: int | None) -> Exit:
-        """Run until an end that is no halt, or a halt from which nothing can wake the guest."""
-        while True:
-            exit = self.vcpu.run_inline(self.accesses, max_insns=max_insns)
-            if not isinstance(exit, Halt) or not self._wakes():
-                return exit
+        self.last_exit = exit
+        if not isinstance(exit, Halt):  # which was counted when it came
             self._count_end(exit)
-
-    def _wakes(self) -> bool:
-        """A halted guest: wait for what wakes it. False if there is no such thing."""
-        return self._board is not None and self.vcpu.interruptible and self._board.wait()
+        return exit
 
     def exits(self) -> Iterator[Exit]:
         """Every exit, one at a time: the KVM_RUN loop.
 
         At a read, `exit.reply(value)` answers it; at a write, `exit.reply()` says that it is
         dealt with. What the caller leaves unanswered is given to the devices when the loop
-        goes on. Ends after the first exit that is not an access.
+        goes on. Ends after the first exit that is not an access. With several vCPUs
+        `processors.current` is the number of the one that made the exit.
         """
-        with self._board or contextlib.nullcontext():
+        with self._chipset or contextlib.nullcontext():
             while True:
                 exit = self.step_exit()
                 yield exit
-                if isinstance(exit, Halt) and self._wakes():
+                if self.processors.goes_on(exit):
                     continue
                 if not isinstance(exit, Access):
                     return
@@ -375,17 +384,14 @@ class Machine:
         self._running = True
         began = time.perf_counter()
         try:
-            with DeferredSignals(self.cancel, self.vcpu.uncancel):
-                exit = self.vcpu.run()
+            with DeferredSignals(self.cancel, self._uncancel):
+                exit = self.processors.step()
         finally:
             self._running = False
             self.seconds += time.perf_counter() - began
-        self._note_end(exit)
-        return exit
-
-    def _note_end(self, exit: Exit) -> None:
         self.last_exit = exit
         self._count_end(exit)
+        return exit
 
     def _count_end(self, exit: Exit) -> None:
         if not isinstance(exit, _NOT_COUNTED):
@@ -416,14 +422,15 @@ class Machine:
         if self._stop is None:
             self._stop = exit
             if self._inline:
-                self.vcpu.stop_here(exit)
+                self.processors.stop_here(exit)
 
     def cancel(self) -> None:
         """From any thread: end the current run with Cancelled at an instruction boundary."""
-        self.vcpu.cancel()
-        if self._board is not None:
-            self._board.wake()
+        self.processors.cancel()
         self._tell_ends("interrupt")
+
+    def _uncancel(self) -> None:
+        self.processors.uncancel()
 
     def _tell_ends(self, what: str) -> None:
         """`interrupt` what waits for a key or for a reader, or `rearm` it before a run: an
@@ -445,18 +452,22 @@ class Machine:
 
     def _settle(self) -> None:
         if not self._running:
-            self.vcpu.settle()
+            for item in self.processors:
+                item.vcpu.settle()
 
     def _device_error(self, failed: tuple[type[Access], int, int], error: Exception) -> DeviceError:
         cls, address, size = failed
-        bus = self.ports if cls.space == "port" else self.mmio
-        mapping = bus.find(address)
-        where = f"port {address:#06x}" if cls.space == "port" else f"gpa {address:#x}"
+        if cls.space == "msr":
+            name, where = "lapic", f"MSR {address:#x}"
+        else:
+            mapping = (self.ports if cls.space == "port" else self.mmio).find(address)
+            name = mapping.name if mapping else "none"
+            where = f"port {address:#06x}" if cls.space == "port" else f"gpa {address:#x}"
         verb = "write" if cls.is_write else "read"
         return DeviceError(
-            mapping.name if mapping else "none",
+            name,
             f"a {size}-byte {verb} at {where}",
-            self.vcpu.registers().rip,
+            self.processors.items[self.processors.current].vcpu.registers().rip,
             error,
         )
 

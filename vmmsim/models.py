@@ -20,7 +20,7 @@ from .errors import UsageError
 if TYPE_CHECKING:
     from .config import MachineConfig
 
-__all__ = ["DEVICES", "MODELS", "DeviceSpec", "Wiring", "holes", "names"]
+__all__ = ["DEVICES", "MODELS", "DeviceSpec", "Wiring", "holes", "names", "ram"]
 
 
 class Wiring(msgspec.Struct):
@@ -33,8 +33,10 @@ class Wiring(msgspec.Struct):
     random: random.Random
     on_exit: Callable[[int], None]
     on_event: Callable[[str], None]  #: power_off or reset
-    on_interrupt: Callable[[bool], None]  #: the interrupt controller's output
     config: Any  #: MachineConfig
+    cpus: Any = None  #: Processors, once there are vCPUs
+    apic_bus: Any = None  #: ApicBus, once there are local APICs
+    memory: Any = None  #: GuestMemory, for devices that reach it
 
 
 class DeviceSpec(msgspec.Struct, frozen=True):
@@ -53,20 +55,74 @@ class DeviceSpec(msgspec.Struct, frozen=True):
     faces: tuple[tuple[int, int, str], ...] = ()
     #: The attribute of the device that answers at `start`, if it is not the device itself.
     face: str = ""
+    #: A device that, where the machine has it, owns this one's addresses and passes on what is meant.
+    behind: str = ""
 
 
 def _line(w: Wiring, number: int) -> Any:
-    """The interrupt controller's input `number`; a line to nowhere in a machine without one."""
-    from .devices.base import NoIrq
+    """The ISA interrupt line `number` (0-15), to all the interrupt controllers that the machine has.
+    Line 0 is input 2 of the I/O APIC, as in every PC (and as the MADT says)."""
+    from .devices.base import IrqFan
 
-    return w.devices["pic"].input(number) if "pic" in w.devices else NoIrq()
+    ends = []
+    if "pic" in w.devices:
+        ends.append(w.devices["pic"].input(number))
+    if "ioapic" in w.devices:
+        ends.append(w.devices["ioapic"].input(number or 2))
+    return IrqFan(*ends)
 
 
 def _pic(w: Wiring) -> Any:
     from .devices.base import IrqLine
     from .devices.i8259 import I8259Pair
 
-    return I8259Pair(IrqLine(w.on_interrupt))
+    def output(level: bool) -> None:
+        """INTR goes to LINT0 of the first vCPU's APIC, or to the vCPU itself."""
+        if "lapic" in w.devices:
+            w.devices["lapic"][0].set_lint(0, level)
+        elif level and w.cpus is not None:
+            w.cpus.attention(0)
+
+    return I8259Pair(IrqLine(output))
+
+
+def _lapic(w: Wiring) -> Any:
+    from .devices.apic_bus import ApicBus
+    from .devices.lapic import LocalApic
+    from .devices.local_apics import LocalApics
+
+    w.apic_bus = ApicBus()
+    pic = w.devices.get("pic")
+
+    def tell(what: str, number: int, *value: int) -> None:
+        if w.cpus is not None:
+            getattr(w.cpus, what)(number, *value)
+
+    def make(number: int) -> LocalApic:
+        return LocalApic(
+            number,
+            w.clock,
+            w.apic_bus,
+            boot=number == 0,
+            on_change=lambda: tell("attention", number),
+            on_nmi=lambda: tell("nmi", number),
+            on_init=lambda: tell("init", number),
+            on_startup=lambda vector: tell("startup", number, vector),
+            extint=pic.acknowledge if pic is not None and number == 0 else None,
+            set_cr8=lambda value: tell("set_cr8", number, value),
+            virtual_wire=number == 0,
+        )
+
+    apics = [make(number) for number in range(w.config.cpus)]
+    return LocalApics(apics, lambda: w.cpus.current if w.cpus is not None else 0)
+
+
+def _ioapic(w: Wiring) -> Any:
+    from .devices.ioapic import IoApic
+
+    if w.apic_bus is None:
+        raise UsageError("ioapic without lapic", hint="its messages go to local APICs: leave out both")
+    return IoApic(w.apic_bus, ident=layout.ioapic_id(w.config.cpus))
 
 
 def _pit(w: Wiring) -> Device:
@@ -87,8 +143,14 @@ def _rtc(w: Wiring) -> Device:
     from .devices.mc146818 import Mc146818
 
     epoch = int(time.time()) if w.config.clock == "host" else _EPOCH
-    below = min(w.config.memory, 3 << 30)
-    return Mc146818(w.clock, _line(w, layout.RTC_IRQ), epoch=epoch, memory_size=below)
+    below = min(w.config.memory, layout.LOW_RAM_END)
+    return Mc146818(
+        w.clock,
+        _line(w, layout.RTC_IRQ),
+        epoch=epoch,
+        memory_size=below,
+        memory_above_4g=w.config.memory - below,
+    )
 
 
 def _kbc(w: Wiring) -> Any:
@@ -120,6 +182,39 @@ def _reset_control(w: Wiring) -> Device:
     from .devices.reset_control import ResetControl
 
     return ResetControl(lambda hard: w.on_event("reset"))
+
+
+def _host_bridge(w: Wiring) -> Device:
+    from .devices.i440fx import I440fx
+
+    return I440fx(lambda: w.devices.get("reset-control"))
+
+
+def _fw_cfg(w: Wiring) -> Device:
+    from .devices.fw_cfg import FwCfg, RamDma
+    from .pc_tables import fw_cfg_items
+
+    files, legacy = fw_cfg_items(w.config)
+    return FwCfg(files, legacy=legacy, memory=RamDma(w.memory) if w.memory is not None else None)
+
+
+def _testdev(w: Wiring) -> Device:
+    from .devices.testdev import TestDev
+
+    return TestDev()
+
+
+def _testdev_irqs(w: Wiring) -> Device:
+    from .devices.base import NoIrq
+    from .devices.testdev import TestDevIrqs
+
+    return TestDevIrqs([NoIrq() if number == 2 else _line(w, number) for number in range(16)])
+
+
+def _testdev_memory(w: Wiring) -> Device:
+    from .devices.testdev import TestDevMemory
+
+    return TestDevMemory()
 
 
 def _acpi_pm(w: Wiring) -> Device:
@@ -207,6 +302,14 @@ DEVICES: dict[str, DeviceSpec] = {
             "pic", "port", layout.PIC_MASTER_PORT, 2, "interrupt controllers, a pair of 8259A", _pic,
             faces=((layout.PIC_SLAVE_PORT, 2, "slave"), (layout.ELCR_PORT, 2, "elcr")), face="master",
         ),
+        DeviceSpec(
+            "lapic", "mmio", layout.LAPIC, 0x1000, "local APICs, one for each vCPU", _lapic,
+            (layout.LAPIC, 0x1000),
+        ),
+        DeviceSpec(
+            "ioapic", "mmio", layout.IOAPIC, 0x100, "I/O APIC, an 82093AA", _ioapic,
+            (layout.IOAPIC, 0x1000),
+        ),
         DeviceSpec("pit", "port", layout.PIT_PORT, 4, "timers, an 8254", _pit, irq=0),
         DeviceSpec("port61", "port", layout.PORT_61, 1, "port 61h: the timer's gate, the speaker", _port61),
         DeviceSpec(
@@ -218,7 +321,33 @@ DEVICES: dict[str, DeviceSpec] = {
         ),
         DeviceSpec("port92", "port", layout.PORT_92, 1, "port 92h: fast reset, A20", _port92),
         DeviceSpec("post-code", "port", layout.POST_CODE_PORT, 1, "port 80h: POST codes", _post_code),
-        DeviceSpec("reset-control", "port", layout.RESET_CONTROL_PORT, 1, "port CF9h: reset", _reset_control),
+        DeviceSpec(
+            "reset-control", "port", layout.RESET_CONTROL_PORT, 1, "port CF9h: reset", _reset_control,
+            behind="host-bridge",
+        ),
+        DeviceSpec(
+            "host-bridge", "port", layout.HOST_BRIDGE_PORT, 8,
+            "PCI configuration of an 82441FX, the only device on its bus", _host_bridge,
+        ),
+        DeviceSpec(
+            "fw-cfg", "port", layout.FW_CFG_PORT, 12, "QEMU's firmware configuration: memory map, CPUs",
+            _fw_cfg,
+        ),
+        DeviceSpec(
+            "firmware-log", "port", layout.FIRMWARE_LOG_PORT, 1, "what SeaBIOS or OVMF log is printed",
+            _debug_console,
+        ),
+        DeviceSpec(
+            "testdev", "port", layout.TESTDEV_PORT, 8, "kvm-unit-tests' register and page flush", _testdev
+        ),
+        DeviceSpec(
+            "testdev-irqs", "port", layout.TESTDEV_IRQ_PORT, 24, "a byte written to port n raises IRQ n",
+            _testdev_irqs,
+        ),
+        DeviceSpec(
+            "testdev-mem", "mmio", layout.TESTDEV_MEMORY, 0x10000, "64 KiB that are reached by exits only",
+            _testdev_memory, (layout.TESTDEV_MEMORY, 0x10000),
+        ),
         DeviceSpec(
             "acpi-pm", "port", layout.ACPI_PM_PORT, 16, "ACPI's timer and power-off ports", _acpi_pm,
             irq=layout.SCI_IRQ,
@@ -234,6 +363,8 @@ _EPOCH = 1577836800
 MODELS: dict[str, tuple[str, ...]] = {
     "pc": (
         "pic",
+        "lapic",
+        "ioapic",
         "pit",
         "port61",
         "rtc",
@@ -242,12 +373,18 @@ MODELS: dict[str, tuple[str, ...]] = {
         "uart",
         "post-code",
         "reset-control",
+        "host-bridge",
         "acpi-pm",
+        "fw-cfg",
         "debug-exit",
         "debug-console",
     ),
     "bare": ("char-in", "random-letter", "char-out", "uart", "debug-exit", "debug-console"),
 }
+
+
+#: model -> the (start, length) ranges that are a hole in its RAM whatever devices it has.
+_MODEL_HOLES = {"pc": ((layout.VIDEO, layout.VIDEO_SIZE),)}
 
 
 def names(config: MachineConfig) -> list[str]:
@@ -260,10 +397,33 @@ def names(config: MachineConfig) -> list[str]:
         if name not in DEVICES:
             raise UsageError(f"there is no device '{name}'", hint="devices are: " + ", ".join(DEVICES))
     wanted = dict.fromkeys((*MODELS[config.model], *config.extra_devices))
-    return [name for name in wanted if name not in config.without]
+    found = [name for name in wanted if name not in config.without]
+    if config.cpus > 1 and "lapic" not in found:
+        raise UsageError(
+            f"{config.cpus} vCPUs without local APICs, by which they are started",
+            hint="use model pc, or one vCPU",
+        )
+    return found
 
 
 def holes(config: MachineConfig) -> list[tuple[int, int]]:
     """The (start, length) ranges that RAM leaves free for the configuration's devices."""
-    found = {DEVICES[name].hole for name in names(config)}
+    found = {DEVICES[name].hole for name in names(config)} | set(_MODEL_HOLES.get(config.model, ()))
     return sorted(hole for hole in found if hole is not None)
+
+
+def ram(config: MachineConfig) -> list[tuple[int, int]]:
+    """The (start, length) ranges of the configuration's RAM.
+
+    From 0 on to `memory`, or to 3 GiB, and what is more than 3 GiB from 4 GiB on, less the
+    `holes`. A hole takes RAM away; it does not move it.
+    """
+    beyond = max(config.memory - layout.LOW_RAM_END, 0)
+    spans = [(0, config.memory - beyond), (layout.HIGH_RAM, layout.HIGH_RAM + beyond)]
+    found = []
+    for at, end in spans:
+        for start, length in [*holes(config), (end, 0)]:
+            if at < min(start, end):
+                found.append((at, min(start, end) - at))
+            at = max(at, start + length)
+    return found

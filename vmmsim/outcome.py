@@ -4,7 +4,7 @@ Neutral: the command line, the pytest plugin and scripts use the same table.
 
     0-119  the guest's own code; 0 also for a guest that halts, powers off or resets
     120    triple fault
-    121    an exit that nobody handles
+    121    an exit that nobody handles (the command line: also a kernel that panicked)
     124    the budget, or the time, is spent
     125    usage, a device model or vmmsim itself
     126    the backend is not available
@@ -18,13 +18,13 @@ import msgspec
 
 from .exits import BudgetSpent, Cancelled, Exit, GuestExit, Halt, Shutdown, SystemEvent
 
-__all__ = ["GUEST_CODES", "Outcome", "exit_code", "outcome"]
+__all__ = ["GUEST_CODES", "UNHANDLED", "Outcome", "exit_code", "outcome"]
 
 #: A guest's codes are below this; more is told and becomes the largest.
 GUEST_CODES = 120
 
 _TRIPLE_FAULT = 120
-_UNHANDLED = 121
+UNHANDLED = 121
 _SPENT = 124
 _INTERRUPTED = 130
 
@@ -56,7 +56,7 @@ def outcome(exit: Exit) -> Outcome:
         return Outcome(_SPENT, abnormal=True)
     if isinstance(exit, Cancelled):
         return Outcome(_INTERRUPTED, note="stopped by the user")
-    return Outcome(_UNHANDLED, abnormal=True)
+    return Outcome(UNHANDLED, abnormal=True)
 
 
 def exit_code(exit: Exit) -> int:

@@ -87,6 +87,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     segment_limits: bool
     xcr0: int
     native_user_code: bool
+    parallel_vcpus: bool = False
     refuses: tuple[str, ...] = ()
 
 
@@ -124,6 +125,10 @@ CAPABILITY_TABLE: dict[str, tuple[str, str]] = {
     "native_user_code": (
         "yes or no",
         "64-bit code at CPL 3 runs on the host's own CPU, with the host's CPUID and features.",
+    ),
+    "parallel_vcpus": (
+        "yes or no",
+        "Several vCPUs run at once, a thread each. If no, they take turns, and a run repeats.",
     ),
     "refuses": (
         "list of words",

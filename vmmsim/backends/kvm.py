@@ -209,6 +209,7 @@ class KvmBackend(Backend):
                 segment_limits=True,
                 xcr0=kvm_probe.xcr0(self),
                 native_user_code=self._provenance == "kvm/pvm",
+                parallel_vcpus=True,
                 refuses=kvm_probe.refusals(self),
             )
         return self._capabilities

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 
 from ..cpu.cpuid import Table, table
 from ..errors import BackendUnavailable, HostError, UsageError, VmmsimError
+from ..layout import MAX_CPUS
 from .base import Availability, Backend, Capabilities, Vcpu, Vm, VmOptions
 
 if TYPE_CHECKING:
     from unicorn.unicorn_py3.unicorn import Uc
 
     from ..memory import Region
+    from .unicorn_bank import Bank
     from .unicorn_vcpu import UnicornVcpu
 
 __all__ = ["UnicornBackend", "UnicornVm"]
@@ -92,7 +94,7 @@ class UnicornBackend(Backend):
         return Capabilities(
             insn_budget=True,
             cancel_latency_ms=50.0,
-            max_vcpus=1,
+            max_vcpus=MAX_CPUS,
             gpa_bits=48,
             segment_state="exact",
             delivers_exceptions=True,
@@ -108,7 +110,13 @@ class UnicornBackend(Backend):
         return f"unicorn-{unicorn.__version__}/{self.engine}"
 
     def create_vm(self, options: VmOptions | None = None) -> UnicornVm:
-        return UnicornVm(self, options or VmOptions())
+        options = options or VmOptions()
+        if not 1 <= options.vcpus <= MAX_CPUS:
+            raise UsageError(
+                f"a machine has 1 to {MAX_CPUS} vCPUs here, not {options.vcpus}",
+                hint="see capabilities.max_vcpus",
+            )
+        return UnicornVm(self, options)
 
     def doctor(self) -> list[tuple[str, str]]:
         import unicorn
@@ -126,7 +134,9 @@ class UnicornVm(Vm):
         self.backend = backend
         self.options = options
         self._regions: list[Region] = []
+        #: What drives the engine, and, where several vCPUs take turns in it, they.
         self._vcpu: UnicornVcpu | None = None
+        self._bank: Bank | None = None
         self._cpuid: dict[int, Table] = {}
         self._closed = False
         self.uc = self._make_engine()
@@ -154,8 +164,13 @@ class UnicornVm(Vm):
 
     def create_vcpu(self) -> Vcpu:
         self._check_open()
-        if self._vcpu is not None:
-            raise UsageError("a Unicorn machine has one vCPU in this version", hint="ask for one vCPU")
+        made = len(self._bank.vcpus) if self._bank is not None else int(self._vcpu is not None)
+        if made >= self.options.vcpus:
+            raise UsageError(
+                f"this VM has its {made} vCPUs", hint="say with VmOptions(vcpus=) how many there will be"
+            )
+        if self._bank is not None:
+            return self._bank.add()
         if self.backend.engine == "native":
             from .unicorn_native.vcpu import NativeVcpu
 
@@ -165,7 +180,12 @@ class UnicornVm(Vm):
 
             self._vcpu = PortableVcpu(self)
         self._map_holes(self._vcpu)
-        return self._vcpu
+        if self.options.vcpus == 1:
+            return self._vcpu
+        from .unicorn_bank import Bank
+
+        self._bank = Bank(self._vcpu)
+        return self._bank.add()
 
     def map_memory(self, region: Region) -> None:
         self._check_open()
@@ -211,7 +231,7 @@ class UnicornVm(Vm):
         try:
             for region in self._regions:
                 self._map(region)
-            self._vcpu.move(self.uc)
+            (self._bank or self._vcpu).move(self.uc)
         except VmmsimError:
             self.uc = old
             raise

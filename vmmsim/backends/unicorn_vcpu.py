@@ -78,6 +78,11 @@ class UnicornVcpu(Vcpu):
     """One Unicorn engine in 64-bit mode, which runs guests of every mode (see the facts)."""
 
     codec: ContextCodec
+    #: Attributes that are the vCPU's and not the engine's: where several take turns, each has its own.
+    OWN: tuple[str, ...] = (
+        "_board", "_cancelled", "_halted", "_look", "_nmi", "_want", "_stop", "_pending", "_unseen", "_queue",
+        "_exception", "_interrupt", "_cr8", "_alarm",
+    )  # fmt: skip
 
     def __init__(self, vm: UnicornVm) -> None:
         self.vm = vm
@@ -121,6 +126,43 @@ class UnicornVcpu(Vcpu):
         self._hlt = False
         #: `insns` at which the board is to be looked at, as `set_alarm` has it.
         self._alarm = FOREVER
+
+    # -- taking turns: see `unicorn_bank`
+
+    @property
+    def uc(self) -> Uc:
+        return self._uc
+
+    def check_whole(self, number: int) -> None:
+        """Finish the instruction in flight. UsageError where another vCPU than `number`, which is in
+        the engine, cannot have its place."""
+        self._check_open()
+        if self._running:
+            raise UsageError(
+                f"vCPU {number} is running", hint="of vCPUs that take turns, look at others when it has ended"
+            )
+        self._quiesce()
+
+    def put_aside(self) -> dict[str, Any]:
+        """What is known of the vCPU that leaves the engine."""
+        return {name: getattr(self, name) for name in self.OWN} | {"insns": self.insns}
+
+    def take_up(self, kept: dict[str, Any], number: int) -> None:
+        """Another vCPU's registers are in the engine: know of it what was `put_aside`."""
+        for name in self.OWN:
+            setattr(self, name, kept[name])
+        self._set_insns(kept["insns"] or 0)
+        self.number = number
+        self.codec.flush_tlb()
+
+    @abstractmethod
+    def _set_insns(self, count: int) -> None:
+        """Go on counting from there, if instructions are counted."""
+
+    def moving_state(self) -> CpuState:
+        """The engine's state, to be set in another. UsageError while a read waits for its answer."""
+        self._check_settable()
+        return self.codec.read_state()
 
     def open(self, uc: Uc) -> None:
         """Take `uc` as the engine: at first, and again when memory was added or removed."""
@@ -166,8 +208,7 @@ class UnicornVcpu(Vcpu):
 
     def move(self, uc: Uc) -> None:
         """Go on in another engine. UsageError while a read waits for its answer."""
-        self._check_settable()
-        state = self.codec.read_state()
+        state = self.moving_state()
         self.close()
         armed = self._traps.intercepts.armed
         self.open(uc)

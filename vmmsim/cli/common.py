@@ -31,6 +31,7 @@ __all__ = [
     "choose_input",
     "guest_options",
     "json_option",
+    "machine_config",
     "open_machine",
     "parse_address",
     "parse_seconds",
@@ -53,7 +54,12 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
     ),
     click.option(
         "--machine", "-M", "model", metavar="bare|pc",
-        help="Which devices there are: the talk's, or a PC's. [the guest's own; bare; pc with --kernel]",
+        help="Which devices there are: the talk's, or a PC's. "
+        "[the guest's own; bare; pc with --kernel and --bios]",
+    ),
+    click.option(
+        "--cpus", type=click.IntRange(1, layout.MAX_CPUS), metavar="N",
+        help="Number of vCPUs; more than one needs the pc machine. [the guest's own; 1]",
     ),
     click.option("--without", multiple=True, metavar="NAME", help="Leave a device out."),
     click.option(
@@ -64,6 +70,7 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
     click.option("--kernel", metavar="FILE", help="Boot a kernel: bzImage, ELF by PVH or Multiboot."),
     click.option("--initrd", metavar="FILE", help="Its initial RAM disk; for Multiboot: FILE ARGS,FILE2."),
     click.option("--append", default="", metavar="TEXT", help="Its command line."),
+    click.option("--bios", metavar="FILE", help="Start firmware: a ROM image that ends at 4 GiB."),
     click.option("--load", metavar="ADDR", help="Where a flat binary goes (guest-physical). [0x7c00]"),
     click.option("--mode", metavar="MODE", help="State at the start: real, reset, p16, p32, l64, l64u."),
     click.option("--entry", metavar="ADDR|SYMBOL", help="First instruction: linear address or ELF symbol."),
@@ -93,9 +100,11 @@ class Choices(msgspec.Struct, kw_only=True):
     model: str | None = None
     without: tuple[str, ...] = ()
     clock: str | None = None
+    cpus: int | None = None
     kernel: str | None = None
     initrd: str | None = None
     append: str = ""
+    bios: str | None = None
     backend: str = "auto"
     memory: str | None = None
     load: str | None = None
@@ -110,6 +119,11 @@ class Choices(msgspec.Struct, kw_only=True):
     isa_debug_exit: bool = False
     count_insns: bool = False
     quiet: bool = False
+
+    @property
+    def machine(self) -> str:
+        """The machine model: what `--machine` says, or what fits the guest."""
+        return self.model or ("bare" if self.kernel is None and self.bios is None else "pc")
 
 
 class Target(msgspec.Struct):
@@ -177,10 +191,10 @@ def resolve(choices: Choices) -> Target:
 
     name = choices.guest
     check_backend(choices.backend)  # before any file is opened for writing
-    if choices.kernel is not None:
-        from .kernel import kernel_target
+    if choices.kernel is not None or choices.bios is not None:
+        from . import kernel
 
-        return kernel_target(choices)
+        return kernel.bios_target(choices) if choices.kernel is None else kernel.kernel_target(choices)
     for option, value in (("--initrd", choices.initrd), ("--append", choices.append)):
         if value:
             raise UsageError(f"{option} without a kernel", hint="give it with --kernel FILE")
@@ -278,22 +292,11 @@ def budgets(choices: Choices) -> tuple[Budget, ...]:
     return tuple(found)
 
 
-def open_machine(
-    choices: Choices, target: Target, *, source: CharSource | None, sink: CharSink | None
-) -> Machine:
-    """The machine that the options describe, with the image loaded. The caller closes it."""
-    from ..machine import Machine
-
-    memory = max(layout.DEFAULT_MEMORY, target.memory)
-    if choices.memory is not None:
-        memory = parse_size(choices.memory)
-        if choices.kernel is None and 0 < memory < target.memory:
-            raise UsageError(
-                f"guest '{target.name}' needs a memory of {format_size(target.memory)}",
-                hint=f"give it -m {-(-target.memory >> 10)}K, or leave -m away",
-            )
-    fields: dict[str, Any] = {"model": "pc" if choices.kernel is not None else "bare", **target.machine}
-    given = {"model": choices.model, "clock": choices.clock}
+def machine_config(choices: Choices, memory: int, guest: dict[str, Any] | None = None) -> MachineConfig:
+    """What the options say of the machine, with `memory` bytes; `guest` has what a built-in guest
+    wants where they say nothing."""
+    fields: dict[str, Any] = {"model": choices.machine, **(guest or {})}
+    given = {"model": choices.model, "clock": choices.clock, "cpus": choices.cpus}
     fields |= {name: value for name, value in given.items() if value is not None}
     fields |= {
         "memory": memory,
@@ -303,7 +306,24 @@ def open_machine(
         "count_insns": choices.count_insns or choices.max_insns is not None,
         "isa_debug_exit": choices.isa_debug_exit,
     }
-    config = MachineConfig(**fields)
+    return MachineConfig(**fields)
+
+
+def open_machine(
+    choices: Choices, target: Target, *, source: CharSource | None, sink: CharSink | None
+) -> Machine:
+    """The machine that the options describe, with the image loaded. The caller closes it."""
+    from ..machine import Machine
+
+    memory = max(layout.DEFAULT_MEMORY, target.memory)
+    if choices.memory is not None:
+        memory = parse_size(choices.memory)
+        if 0 < memory < target.memory:
+            raise UsageError(
+                f"guest '{target.name}' needs a memory of {format_size(target.memory)}",
+                hint=f"give it -m {-(-target.memory >> 10)}K, or leave -m away",
+            )
+    config = machine_config(choices, memory, target.machine)
     machine = Machine(config, backend=choices.backend, source=source, sink=sink)
     try:
         if not choices.quiet:

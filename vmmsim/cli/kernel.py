@@ -1,18 +1,23 @@
-"""`--kernel`, `--initrd`, `--append`: from files to an image that boots."""
+"""`--kernel`, `--initrd`, `--append`, `--bios`: from files to an image that boots."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import layout
 from ..errors import UsageError
 from ..memory import parse_size
+from ..outcome import UNHANDLED, Outcome
 
 if TYPE_CHECKING:
     from .common import Choices, Target
 
-__all__ = ["kernel_target"]
+__all__ = ["after_panic", "bios_target", "kernel_target"]
+
+#: What Linux prints when it panics (kernel/panic.c), behind the time of the line, if that is shown.
+_PANIC = re.compile(rb"^(?:\[ *\d+\.\d+\] )?(Kernel panic - not syncing[^\r\n]*)", re.MULTILINE)
 
 
 def kernel_target(choices: Choices) -> Target:
@@ -20,12 +25,13 @@ def kernel_target(choices: Choices) -> Target:
 
     Raises ImageNotFound, ImageError, UsageError.
     """
-    from ..loaders import BootModule, kernel_format, load_kernel, read_file, split_modules
-    from .common import Target
+    from ..loaders import BootModule, kernel_format, read_file, split_modules
+    from ..pc_tables import boot_kernel
+    from .common import Target, machine_config
 
-    for option, value in (("a guest", choices.guest), ("--load", choices.load), ("--mode", choices.mode)):
-        if value:
-            raise UsageError(f"--kernel with {option}", hint="a kernel says itself where and how it starts")
+    if choices.bios is not None:
+        raise UsageError("--kernel with --bios", hint="firmware boots from disks; leave one of them out")
+    _refuse_others(choices, "--kernel", "a kernel says itself where and how it starts")
     path = choices.kernel or ""
     data = read_file(path, "kernel")
     name = Path(path).name
@@ -37,13 +43,53 @@ def kernel_target(choices: Choices) -> Target:
                 modules.append(BootModule(read_file(file, "module"), text))
         else:
             initrd = read_file(choices.initrd, "initial RAM disk")
-    image = load_kernel(
+    image = boot_kernel(
+        machine_config(choices, memory),
         data,
         name=name,
-        memory_size=memory,
         initrd=initrd,
         append=choices.append,
         modules=modules,
         path=Path(path),
     )
     return Target(name, image, False)
+
+
+def bios_target(choices: Choices) -> Target:
+    """The firmware of `--bios`, ready to be loaded. Raises ImageNotFound, ImageError, UsageError."""
+    from ..loaders import load_rom, read_file
+    from .common import Target
+
+    _refuse_others(choices, "--bios", "firmware starts where the CPU does after a reset")
+    for option, value in (("--initrd", choices.initrd), ("--append", choices.append)):
+        if value:
+            raise UsageError(f"--bios with {option}", hint="that is for a kernel: give it with --kernel FILE")
+    path = choices.bios or ""
+    name = Path(path).name
+    return Target(name, load_rom(read_file(path, "firmware"), name=name, path=Path(path)), False)
+
+
+def _refuse_others(choices: Choices, what: str, hint: str) -> None:
+    given = (
+        ("a guest", choices.guest),
+        ("--load", choices.load),
+        ("--mode", choices.mode),
+        ("--entry", choices.entry),
+    )
+    for option, value in given:
+        if value:
+            raise UsageError(f"{what} with {option}", hint=hint)
+
+
+def after_panic(result: Outcome, output: bytes) -> Outcome:
+    """The outcome of a kernel's run that printed `output`: a panic never ends with code 0.
+
+    Linux that panics resets the machine (`panic=-1`) or stands still; only its console tells
+    that it was no wish of a user's. So this finds nothing in a guest whose console is
+    elsewhere, and the last line of a panic that anybody printed.
+    """
+    found = _PANIC.findall(output)
+    if not found:
+        return result
+    text = found[-1].decode("utf-8", "replace")
+    return Outcome(result.code or UNHANDLED, abnormal=True, note=f"the kernel panicked: {text}")

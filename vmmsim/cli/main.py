@@ -45,7 +45,7 @@ _EPILOG = """\
 Exit codes:
   0-119  the guest's own code (0 also when it halts without one)
   120    triple fault
-  121    an exit that nobody handles
+  121    an exit that nobody handles, or a kernel that panicked
   124    the budget, or the time, is spent
   125    usage or internal error
   126    the backend is not available

@@ -14,6 +14,7 @@ from ..errors import DeviceError, UsageError
 from ..exits import Cancelled, Exit
 from ..outcome import Outcome, outcome
 from .common import Choices, Target, budgets, choose_input, guest_options, json_option, open_machine, resolve
+from .kernel import after_panic
 from .output import note, out, say
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def command(serial: str, trace: str | None, count_insns: bool, as_json: bool, **
         finally:
             # Also when stdout is gone or a signal ends it: the file says how far it came.
             finish(end)
-        result = _judge(machine, end, stop)
+        result = _judge(machine, end, stop, choices)
         if as_json:
             _print_json(machine, target, end, result)
         return result.code
@@ -125,8 +126,7 @@ def _terminal(serial: str, choices: Choices) -> Iterator[None]:
     if not typed:
         yield
         return
-    pc = choices.model == "pc" or (choices.model is None and choices.kernel is not None)
-    with RawTerminal(signals=not pc) as terminal:
+    with RawTerminal(signals=choices.machine != "pc") as terminal:
         if terminal.active and not choices.quiet:
             note(BANNER)
         yield
@@ -192,9 +192,11 @@ def _detail(end: Exit | DeviceError | None) -> str:
     return end.describe() if isinstance(end, Exit) else end.message
 
 
-def _judge(machine: Machine, end: Exit | DeviceError, stop: _Stop) -> Outcome:
+def _judge(machine: Machine, end: Exit | DeviceError, stop: _Stop, choices: Choices) -> Outcome:
     """Say on stderr how it ended, where that was not as it should be."""
     result = outcome(end) if isinstance(end, Exit) else Outcome(end.exit_code, abnormal=True)
+    if choices.kernel is not None:
+        result = after_panic(result, machine.output.data)
     _end_line(machine)
     if isinstance(end, Cancelled):
         if stop.asked:

@@ -2,7 +2,7 @@
 
 It is the x86-64 baseline (the psABI's x86-64-v1: CMOV, CMPXCHG8B, FPU, FXSR, MMX, SSE and
 SSE2, SYSCALL, long mode with NX), which both CPUs execute. `TABLE` is that of the one CPU
-of a machine without a local APIC; `table` adds one (with x2APIC and TSC-deadline timer),
+of a machine without a local APIC; `table` adds one (with x2APIC),
 the CPU's number and the topology, leaf 0Bh: one package, a thread for each core, APIC id n
 for vCPU n. The vendor is GenuineIntel, as Unicorn's CPU behaves (SYSCALL is #UD outside
 64-bit code), family 6, model 15; the hypervisor bit and leaf 0x40000000 say that it is
@@ -38,9 +38,10 @@ _FEATURES_EDX = _bits(0, 1, 2, 3, 4, 5, 6, 8, 11, 13, 15, 16, 17, 19, 23, 24, 25
 _APIC_EDX = _bits(9)
 #: Leaf 1 EDX bit 28: more than one APIC id is in this package.
 _HTT_EDX = _bits(28)
-#: Leaf 1 ECX: only the hypervisor bit; with an APIC, x2APIC and the TSC-deadline timer.
+#: Leaf 1 ECX: only the hypervisor bit; with an APIC, x2APIC. The TSC-deadline timer (bit 24)
+#: is not promised: on KVM the TSC is the host's, which the platform does not know.
 _FEATURES_ECX = _bits(31)
-_APIC_ECX = _bits(21, 24)
+_APIC_ECX = _bits(21)
 #: Leaf 6 EAX: the APIC timer runs on in every sleep state (ARAT).
 _ARAT_EAX = _bits(2)
 #: Leaf 0x80000001 EDX: SYSCALL, NX, LM. ECX: LAHF in 64-bit mode.

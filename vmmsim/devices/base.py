@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-__all__ = ["CharSink", "CharSource", "Irq", "IrqLine", "NoIrq"]
+__all__ = ["CharSink", "CharSource", "Irq", "IrqFan", "IrqLine", "NoIrq"]
 
 
 class Irq(Protocol):
@@ -39,6 +39,17 @@ class IrqLine:
             self.level = level
             if self._listener is not None:
                 self._listener(level)
+
+
+class IrqFan:
+    """A line with several ends."""
+
+    def __init__(self, *ends: Irq) -> None:
+        self._ends = ends
+
+    def set(self, level: bool, /) -> None:
+        for end in self._ends:
+            end.set(level)
 
 
 class CharSource(Protocol):

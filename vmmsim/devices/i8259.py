@@ -413,7 +413,6 @@ class I8259Pair:
             )
         return self._inputs[number]
 
-    @property
     def pending(self) -> bool:
         """Whether INTR is high."""
         return self.master._int

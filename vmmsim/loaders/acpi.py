@@ -101,9 +101,13 @@ def acpi_tables(
     vga: bool = False,
     msi: bool = False,
     pci: PciRoot | None = None,
+    apics: bool = True,
     oem_id: str = "VMMSIM",
 ) -> AcpiTables:
     """The tables of a PC with `cpus` processors (1 to 255, APIC IDs from 0) and one I/O APIC.
+
+    Without `apics` there is no MADT: the guest keeps to its 8259s (5.2.12: the MADT is for "an
+    APIC or SAPIC implementation").
 
     `address` is guest-physical, a multiple of 64 (the FACS wants that). A guest that is not told
     searches for the RSDP from E0000h to FFFFFh, so the tables go there, or anywhere below 4 GiB
@@ -161,11 +165,10 @@ def acpi_tables(
         | NO_ASPM
     )
     fadt = _fadt(facs, dsdt, pm_port, sci, reset_port, reset_value, century, boot_flags)
-    madt = _madt(cpus, ioapic_id, ioapic_address, lapic_address, sci)
-    listed = (
-        place("FACP", _table("FACP", 6, fadt, oem)),
-        place("APIC", _table("APIC", 5, madt, oem)),
-    )
+    listed = [place("FACP", _table("FACP", 6, fadt, oem))]
+    if apics:
+        madt = _madt(cpus, ioapic_id, ioapic_address, lapic_address, sci)
+        listed.append(place("APIC", _table("APIC", 5, madt, oem)))
     rsdt = place("RSDT", _table("RSDT", 1, struct.pack(f"<{len(listed)}I", *listed), oem))
     xsdt = place("XSDT", _table("XSDT", 1, struct.pack(f"<{len(listed)}Q", *listed), oem))
     data[:RSDP_SIZE] = _rsdp(rsdt, xsdt, oem)

@@ -48,7 +48,7 @@ class E820Entry(msgspec.Struct, frozen=True):
 
     gpa: int
     size: int
-    type: E820Type
+    type: int  #: an E820Type; a map made elsewhere may have others
 
     @property
     def end(self) -> int:

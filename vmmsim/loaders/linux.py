@@ -12,8 +12,9 @@ import struct
 
 import msgspec
 
-from ..errors import ImageError, UsageError
+from ..errors import ImageError
 from ..memory import PAGE_SIZE, format_size
+from .e820 import E820Entry, pack_boot_params
 from .image import BootMemory, ImageSegment, LoadedImage, c_string
 
 __all__ = ["SetupHeader", "is_bzimage", "load_linux", "read_header"]
@@ -38,9 +39,10 @@ _HEAP_END_PTR = 0xE000 - 0x200
 _LOAD_AT = 0x100000
 #: The 64-bit entry lies so far behind the start of the protected-mode part.
 _ENTRY64 = 0x200
-_E820_MAX = 128
 _LONGEST_COMMAND_LINE = 0xFFFF
 _GIB4 = 1 << 32
+#: A range of all 2**64 bytes does not fit its field.
+_LONGEST = (1 << 64) - 1
 
 
 class SetupHeader(msgspec.Struct, frozen=True):
@@ -117,7 +119,8 @@ def read_header(data: bytes, *, name: str) -> SetupHeader:
         raise ImageError(f"{name} is a zImage, loaded below 1 MiB", hint="build a bzImage")
     if not header.system_size:
         raise ImageError(f"{name} is damaged: it has no protected-mode part", hint="copy it again")
-    if len(data) < header.setup_size + header.system_size:
+    # syssize counts in 16 bytes, so the last of them need not be whole (memtest86+'s are not).
+    if len(data) <= header.setup_size + header.system_size - 16:
         raise _truncated(name, len(data), header.setup_size + header.system_size)
     return header
 
@@ -213,17 +216,13 @@ def _fill(params: bytearray, memory: BootMemory, *, text_mode: bool) -> None:
         struct.pack_into("<BB", params, 0x06, 3, 80)
         struct.pack_into("<H", params, 0x0A, 3)
         struct.pack_into("<BBH", params, 0x0E, 25, 1, 16)
-    if len(memory.entries) > _E820_MAX:
-        raise UsageError(
-            f"a memory map of {len(memory.entries)} entries, and boot_params has room for {_E820_MAX}",
-            hint="join what touches",
-        )
+    entries = [E820Entry(gpa, min(size, _LONGEST), kind) for gpa, size, kind in memory.entries]
+    table = pack_boot_params(entries)
     upper = memory.upper_size >> 10
     struct.pack_into("<H", params, 0x002, min(upper, 0xFC00))  # ext_mem_k: INT 15h, AH=88h
     struct.pack_into("<I", params, 0x1E0, min(upper, 0xFFFFFFFF))  # alt_mem_k
-    params[0x1E8] = len(memory.entries)
-    for number, (gpa, size, kind) in enumerate(memory.entries):
-        struct.pack_into("<QQI", params, 0x2D0 + 20 * number, gpa, min(size, (1 << 64) - 1), kind)
+    params[0x1E8] = len(entries)
+    params[0x2D0 : 0x2D0 + len(table)] = table
 
 
 def _fill_header(params: bytearray, load_at: int, command_at: int, initrd_at: int, initrd_size: int) -> None:

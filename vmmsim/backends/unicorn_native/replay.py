@@ -69,6 +69,8 @@ INLINE, ONE, DRAIN = "inline", "one", "drain"
 class ReplayCutter(AccessCutter):
     """A vCPU driven by thunks whose accesses are logged. `NativeVcpu` adds the running."""
 
+    OWN = (*AccessCutter.OWN, "_log", "_log_token", "_restart", "_made")
+
     def __init__(self, vm: UnicornVm) -> None:
         super().__init__(vm)
         self._mode = INLINE
@@ -85,7 +87,7 @@ class ReplayCutter(AccessCutter):
         self._truthful = False
         #: The next instruction faults because a page table is in MMIO.
         self._walking = False
-        self._counting = vm.options.count_insns
+        self._counting = vm.options.count_insns or vm.options.vcpus > 1
         self._counted = 0
         self._truth = _TRUTH(self._on_truth)
 

@@ -342,6 +342,9 @@ class NativeVcpu(ReplayCutter):
         super()._check_settable()
         self._forget()
 
+    def _set_insns(self, count: int) -> None:
+        self._words[Shared.INSNS] = count
+
     @property
     def insns(self) -> int | None:
         return self._words[Shared.INSNS] if self._counting else None

@@ -33,6 +33,7 @@ from unicorn import x86_const
 from unicorn.unicorn_py3.unicorn import Uc, uclib
 
 from ...cpu.state import CpuState, Registers
+from ...errors import UsageError
 from ...exits import (
     Access,
     BudgetSpent,
@@ -85,7 +86,7 @@ class PortableVcpu(AccessCutter):
     def __init__(self, vm: UnicornVm) -> None:
         super().__init__(vm)
         self._mode = _INLINE
-        self._counting = vm.options.count_insns
+        self._counting = vm.options.count_insns or vm.options.vcpus > 1
         #: Instructions begun, and at which of them the run ends; only while counting.
         self._begun = 0
         self._limit = FOREVER
@@ -444,6 +445,17 @@ class PortableVcpu(AccessCutter):
         # Still parked then: another read of the same instruction waits for its answer. A triple
         # fault comes again, and is dealt with, when the vCPU runs on.
         self._next_event()
+
+    def check_whole(self, number: int) -> None:
+        super().check_whole(number)
+        if self._parked:
+            raise UsageError(
+                f"vCPU {number} waits for the answer to a read",
+                hint="answer its exit before you look at another vCPU",
+            )
+
+    def _set_insns(self, count: int) -> None:
+        self._begun = count
 
     @property
     def insns(self) -> int | None:
