@@ -169,10 +169,10 @@ class Processors:
             exit = item.vcpu.run_inline(handler, max_insns=turn)
             if left is not None:
                 left -= (item.vcpu.insns or 0) - (before or 0)
-            if isinstance(exit, BudgetSpent) and not alone:
+            if isinstance(exit, BudgetSpent) and exit.unit == "insns":
                 self._pass_on()
                 if left is not None and left <= 0:
-                    return BudgetSpent(exit.unit, max_insns or 0)
+                    return BudgetSpent("insns", max_insns or 0)
             elif isinstance(exit, Halt):
                 self._halt(item)
                 self._on_halt(exit)
