@@ -53,6 +53,11 @@ class DeviceSpec(msgspec.Struct, frozen=True):
     faces: tuple[tuple[int, int, str], ...] = ()
     #: The attribute of the device that answers at `start`, if it is not the device itself.
     face: str = ""
+    #: `module:Class` of what its `state()` gives.
+    state_type: str = ""
+    #: Further state of the device: (attribute with a `state()` of its own, `module:Class` of that).
+    #: A snapshot keeps it under `name.attribute`.
+    parts: tuple[tuple[str, str], ...] = ()
 
 
 def _line(w: Wiring, number: int) -> Any:
@@ -179,49 +184,76 @@ DEVICES: dict[str, DeviceSpec] = {
         DeviceSpec(
             "char-in", "mmio", layout.CHAR_IN, 1, "a byte read is a character of the input; 0x04 at its end",
             _char_in, _TALK_HOLE,
+            state_type="vmmsim.devices.char_in:CharInState",
         ),
         DeviceSpec(
             "random-letter", "mmio", layout.RANDOM_LETTER, 1, "a byte read is a random letter a-z",
             _random_letter, _TALK_HOLE,
+            state_type="vmmsim.devices.random_letter:RandomLetterState",
         ),
         DeviceSpec(
-            "char-out", "mmio", layout.CHAR_OUT, 1, "a byte written is printed", _char_out, _TALK_HOLE
+            "char-out", "mmio", layout.CHAR_OUT, 1, "a byte written is printed", _char_out, _TALK_HOLE,
+            state_type="vmmsim.devices.char_out:CharOutState",
         ),
         DeviceSpec(
-            "uart", "port", layout.COM1_PORT, 8, "serial port COM1, a 16550A", _uart, irq=layout.COM1_IRQ
+            "uart", "port", layout.COM1_PORT, 8, "serial port COM1, a 16550A", _uart, irq=layout.COM1_IRQ,
+            state_type="vmmsim.devices.uart16550:UartState",
         ),
         DeviceSpec(
             "debug-exit", "port", layout.DEBUG_EXIT_PORT, 4,
             "a value written ends the machine with it as its code", _debug_exit,
+            state_type="vmmsim.devices.debug_exit:DebugExitState",
         ),
         DeviceSpec(
             "debug-console", "port", layout.DEBUG_CONSOLE_PORT, 1, "a byte written is printed; reads 0xe9",
             _debug_console,
+            state_type="vmmsim.devices.debug_console:DebugConsoleState",
         ),
         DeviceSpec(
             "scratch", "mmio", layout.SCRATCH, layout.SCRATCH_SIZE,
             "8 KiB of registers of any width, for tests of access widths",
             _scratch, (layout.SCRATCH, layout.SCRATCH_SIZE),
+            state_type="vmmsim.devices.scratch:ScratchState",
         ),
         DeviceSpec(
             "pic", "port", layout.PIC_MASTER_PORT, 2, "interrupt controllers, a pair of 8259A", _pic,
             faces=((layout.PIC_SLAVE_PORT, 2, "slave"), (layout.ELCR_PORT, 2, "elcr")), face="master",
+            state_type="vmmsim.devices.i8259:I8259PairState",
         ),
-        DeviceSpec("pit", "port", layout.PIT_PORT, 4, "timers, an 8254", _pit, irq=0),
-        DeviceSpec("port61", "port", layout.PORT_61, 1, "port 61h: the timer's gate, the speaker", _port61),
         DeviceSpec(
-            "rtc", "port", layout.RTC_PORT, 2, "clock and CMOS RAM, an MC146818A", _rtc, irq=layout.RTC_IRQ
+            "pit", "port", layout.PIT_PORT, 4, "timers, an 8254", _pit, irq=0,
+            state_type="vmmsim.devices.i8254:I8254State",
+        ),
+        DeviceSpec(
+            "port61", "port", layout.PORT_61, 1, "port 61h: the timer's gate, the speaker", _port61,
+            state_type="vmmsim.devices.port61:Port61State",
+        ),
+        DeviceSpec(
+            "rtc", "port", layout.RTC_PORT, 2, "clock and CMOS RAM, an MC146818A", _rtc, irq=layout.RTC_IRQ,
+            state_type="vmmsim.devices.mc146818:Mc146818State",
         ),
         DeviceSpec(
             "kbc", "port", layout.KBC_DATA_PORT, 1, "keyboard controller, an 8042, with a keyboard", _kbc,
             irq=layout.KEYBOARD_IRQ, faces=((layout.KBC_COMMAND_PORT, 1, "command"),), face="data",
+            state_type="vmmsim.devices.i8042:I8042State",
+            parts=(("keyboard", "vmmsim.devices.ps2_keyboard:Ps2KeyboardState"),),
         ),
-        DeviceSpec("port92", "port", layout.PORT_92, 1, "port 92h: fast reset, A20", _port92),
-        DeviceSpec("post-code", "port", layout.POST_CODE_PORT, 1, "port 80h: POST codes", _post_code),
-        DeviceSpec("reset-control", "port", layout.RESET_CONTROL_PORT, 1, "port CF9h: reset", _reset_control),
+        DeviceSpec(
+            "port92", "port", layout.PORT_92, 1, "port 92h: fast reset, A20", _port92,
+            state_type="vmmsim.devices.port92:Port92State",
+        ),
+        DeviceSpec(
+            "post-code", "port", layout.POST_CODE_PORT, 1, "port 80h: POST codes", _post_code,
+            state_type="vmmsim.devices.post_code:PostCodeState",
+        ),
+        DeviceSpec(
+            "reset-control", "port", layout.RESET_CONTROL_PORT, 1, "port CF9h: reset", _reset_control,
+            state_type="vmmsim.devices.reset_control:ResetControlState",
+        ),
         DeviceSpec(
             "acpi-pm", "port", layout.ACPI_PM_PORT, 16, "ACPI's timer and power-off ports", _acpi_pm,
             irq=layout.SCI_IRQ,
+            state_type="vmmsim.devices.acpi_pm:AcpiPmState",
         ),
     )
 }  # fmt: skip
