@@ -172,7 +172,7 @@ def decode_manifest(data: bytes, extra: Mapping[str, type[msgspec.Struct]] | Non
         kind = _type_of(name, extra)
         if kind is None:
             raise SnapshotError(
-                f"it has a device '{name[:40]}', which this vmmsim does not have",
+                f"it has a device {name[:40]!r}, which this vmmsim does not have",
                 hint="use the vmmsim that wrote it, or give the device's state type",
             )
         devices[name] = decode(state, kind, f"devices.{name}")
@@ -201,7 +201,7 @@ def decode_link(data: bytes) -> Link:
     raw = parse_json(data)
     link: Link = decode({f: raw[f] for f in Link.__struct_fields__ if f in raw}, Link)
     if link.parent is not None and not (len(link.parent) == 64 and set(link.parent) <= _HEX_DIGITS):
-        raise SnapshotError(f"the parent '{link.parent[:70]}' is no id", hint="the file is damaged")
+        raise SnapshotError(f"the parent {link.parent[:70]!r} is no id", hint="the file is damaged")
     name = link.parent_name
     if name is not None and (name in ("", ".", "..") or not name.isprintable() or set(name) & set("/\\:")):
         raise SnapshotError(f"the parent's name {name[:70]!r} is no file name", hint="the file is damaged")
@@ -231,5 +231,5 @@ def _check(found: Manifest, extra: Mapping[str, Any]) -> None:
     for name in found.devices:
         if name not in wanted and name not in extra:
             raise SnapshotError(
-                f"it has a state of '{name}', which its machine lacks", hint="see extra_devices of its config"
+                f"it has a state of {name[:40]!r}, which its machine lacks", hint="see extra_devices of its config"
             )
