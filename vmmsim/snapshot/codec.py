@@ -74,7 +74,8 @@ def decode(raw: Any, kind: Any, where: str = "") -> Any:
 def _bad(where: str, what: str) -> SnapshotError:
     place = "".join(c if c.isprintable() else "?" for c in where.lstrip("."))[:100]
     return SnapshotError(
-        f"{place or 'the manifest'}: {what}", hint="the file is damaged, or made by something else than vmmsim"
+        f"{place or 'the manifest'}: {what}",
+        hint="the file is damaged, or made by something else than vmmsim",
     )
 
 

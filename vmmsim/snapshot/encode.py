@@ -23,6 +23,7 @@ from .pages import MemoryImage, MemoryRegion, check_regions
 from .values import ClockState, CpuSnapshot, Provenance, RandomState, Snapshot
 
 __all__ = [
+    "LATER_DEVICES",
     "LATER_MSRS",
     "Link",
     "Manifest",
@@ -38,6 +39,9 @@ _MOST_CPUS = 255
 _HEX_DIGITS = frozenset("0123456789abcdef")
 #: MSRs that CpuState got after format 1's first file: one that lacks them can be loaded.
 LATER_MSRS: frozenset[int] = frozenset()
+#: Devices that a model got after format 1's first file. A file of a machine without one can be
+#: loaded: its configuration then leaves the device out, so that the machine is what it was.
+LATER_DEVICES: frozenset[str] = frozenset()
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -176,8 +180,10 @@ def decode_manifest(data: bytes, extra: Mapping[str, type[msgspec.Struct]] | Non
                 hint="use the vmmsim that wrote it, or give the device's state type",
             )
         devices[name] = decode(state, kind, f"devices.{name}")
-    found = Manifest(devices=devices, **{f: getattr(head, f) for f in head.__struct_fields__})
+    fields = {f: getattr(head, f) for f in head.__struct_fields__}
     try:
+        fields["config"] = _without_later(head.config, states)
+        found = Manifest(devices=devices, **fields)
         _check(found, extra if extra is not None else {})
     except SnapshotError:
         raise
@@ -186,6 +192,12 @@ def decode_manifest(data: bytes, extra: Mapping[str, type[msgspec.Struct]] | Non
             f"the snapshot is not one of a machine: {error.message}", hint=error.hint
         ) from error
     return found
+
+
+def _without_later(config: MachineConfig, states: Mapping[str, Any]) -> MachineConfig:
+    """`config` as it was meant when there were fewer devices."""
+    later = sorted(LATER_DEVICES.intersection(models.names(config)).difference(states))
+    return msgspec.structs.replace(config, without=(*config.without, *later)) if later else config
 
 
 class Link(msgspec.Struct, frozen=True):
@@ -231,5 +243,6 @@ def _check(found: Manifest, extra: Mapping[str, Any]) -> None:
     for name in found.devices:
         if name not in wanted and name not in extra:
             raise SnapshotError(
-                f"it has a state of {name[:40]!r}, which its machine lacks", hint="see extra_devices of its config"
+                f"it has a state of {name[:40]!r}, which its machine lacks",
+                hint="see extra_devices of its config",
             )
