@@ -146,6 +146,7 @@ def _sizes(file: SnapshotFile) -> dict[str, int]:
 
 def _rows(file: SnapshotFile, manifest: dict[str, Any]) -> list[tuple[str, str]]:
     from ..memory import format_size
+    from ..snapshot.codec import printable
 
     config, clock, origin = (_object(manifest, k) for k in ("config", "clock", "provenance"))
     sizes = _sizes(file)
@@ -162,10 +163,12 @@ def _rows(file: SnapshotFile, manifest: dict[str, Any]) -> list[tuple[str, str]]
     ]
     if origin.get("comment"):
         rows.insert(4, ("comment", str(origin["comment"])))
-    rows = [(name, _printable(text)) for name, text in rows]
+    rows = [(name, printable(text)) for name, text in rows]
     for region in file.link.regions:
         kind = "ROM" if region.readonly else "RAM"
-        rows.append(("region", f"{region.gpa:#x}..{region.end - 1:#x} {kind} {_printable(region.name)}".rstrip()))
+        rows.append(
+            ("region", f"{region.gpa:#x}..{region.end - 1:#x} {kind} {printable(region.name)}".rstrip())
+        )
     return rows + _cpus(manifest) + _devices(manifest)
 
 
@@ -182,11 +185,13 @@ def _cpus(manifest: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _devices(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    from ..snapshot.codec import printable
+
     rows = []
     for name in _object(manifest, "devices"):
         fields = _object(manifest["devices"], name).items()
         text = ", ".join(f"{k}={_text(v)}" for k, v in fields) or "no state"
-        rows.append((_printable(name), _printable(text)))
+        rows.append((printable(name), printable(text)))
     return rows
 
 
@@ -194,11 +199,6 @@ def _object(parent: dict[str, Any], name: str) -> dict[str, Any]:
     """The object of that name; an empty one where the manifest, which is only shown, has another thing."""
     value = parent.get(name)
     return value if isinstance(value, dict) else {}
-
-
-def _printable(text: str) -> str:
-    """Text from a file, without what a terminal would obey."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _text(value: Any) -> str:

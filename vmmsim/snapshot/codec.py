@@ -22,7 +22,7 @@ import msgspec
 from ..cpu.state import CpuState, FpuState, Segment, Table
 from ..errors import SnapshotError, UsageError
 
-__all__ = ["HEX_TYPES", "LATER_FIELDS", "decode", "encode"]
+__all__ = ["HEX_TYPES", "LATER_FIELDS", "decode", "encode", "printable"]
 
 #: Structs whose integers are always strings: those that hold what registers hold.
 HEX_TYPES: frozenset[type] = frozenset({CpuState, FpuState, Segment, Table})
@@ -71,10 +71,15 @@ def decode(raw: Any, kind: Any, where: str = "") -> Any:
     return _decoder(kind)(raw, where)
 
 
+def printable(text: str) -> str:
+    """Text that has come from a file, without what a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def _bad(where: str, what: str) -> SnapshotError:
-    place = "".join(c if c.isprintable() else "?" for c in where.lstrip("."))[:100]
+    place = printable(where.lstrip("."))[:100]
     return SnapshotError(
-        f"{place or 'the manifest'}: {what}",
+        f"{place or 'the manifest'}: {printable(what)}",
         hint="the file is damaged, or made by something else than vmmsim",
     )
 

@@ -130,18 +130,33 @@ class SnapshotFile:
 def open_file(path: str | Path) -> SnapshotFile:
     """Open a snapshot file and check all but its pages and parents. Raises SnapshotError."""
     name = os.fspath(path)
-    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    fd = open_to_read(name)
     try:
-        return SnapshotFile(name, os.open(name, flags))
-    except FileNotFoundError as error:
-        raise SnapshotError(f"there is no snapshot '{name}'", hint="check the path") from error
+        return SnapshotFile(name, fd)
     except SnapshotError as error:
         raise SnapshotError(f"'{name}': {error.message}", hint=error.hint) from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise SnapshotError(
-            f"'{name}' cannot be read: {reason}", hint="check the path and its rights"
-        ) from error
+    except OSError as error:
+        raise _unreadable(name, error) from error
+
+
+def open_to_read(name: str) -> int:
+    """A descriptor of the file `name`. Raises SnapshotError."""
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        return os.open(name, flags)
+    except FileNotFoundError as error:
+        raise SnapshotError(f"there is no file {_quoted(name)}", hint="check the path") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: OSError | ValueError) -> SnapshotError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return SnapshotError(f"{_quoted(name)} cannot be read: {reason}", hint="check the path and its rights")
+
+
+def _quoted(name: str) -> str:
+    return f"'{name}'" if name.isprintable() else repr(name)
 
 
 def load(

@@ -18,7 +18,7 @@ from ..config import MachineConfig
 from ..cpu.msrs import STATE_MSRS
 from ..cpu.validate import validate
 from ..errors import SnapshotError, UsageError
-from .codec import decode, encode
+from .codec import decode, encode, printable
 from .pages import MemoryImage, MemoryRegion, check_regions
 from .values import ClockState, CpuSnapshot, Provenance, RandomState, Snapshot
 
@@ -189,7 +189,7 @@ def decode_manifest(data: bytes, extra: Mapping[str, type[msgspec.Struct]] | Non
         raise
     except UsageError as error:
         raise SnapshotError(
-            f"the snapshot is not one of a machine: {error.message}", hint=error.hint
+            f"the snapshot is not one of a machine: {printable(error.message)}", hint=error.hint
         ) from error
     return found
 

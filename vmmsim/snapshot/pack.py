@@ -21,7 +21,7 @@ from typing import Any
 
 from ..errors import SnapshotError, UsageError
 from .atomic import replacing
-from .container import SnapshotFile, open_file
+from .container import SnapshotFile, open_file, open_to_read
 from .format import HEADER_SIZE, LINE_SIZE, NAME, Header, damaged, first_line, parse_header, parse_line
 
 __all__ = ["CODECS", "PACK_VERSION", "best_codec", "pack", "unpack"]
@@ -144,20 +144,14 @@ def unpack(path: str | Path, output: str | Path) -> str:
     """
     name = os.fspath(path)
     try:
-        with open(name, "rb") as source:
-            size = os.fstat(source.fileno()).st_size
-            codec, header, head = _parse(source.read(_STREAM_AT), size)
+        with os.fdopen(open_to_read(name), "rb") as source:
+            codec, header, head = _parse(source.read(_STREAM_AT), os.fstat(source.fileno()).st_size)
             with replacing(output) as file:
                 _expand(source, codec, header, head, file)
-    except FileNotFoundError as error:
-        raise SnapshotError(f"there is no file '{name}'", hint="check the path") from error
+    except IsADirectoryError as error:
+        raise SnapshotError(f"'{name}' is a directory", hint="check the path") from error
     except SnapshotError as error:
         raise SnapshotError(f"'{name}': {error.message}", hint=error.hint) from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise SnapshotError(
-            f"'{name}' cannot be read: {reason}", hint="check the path and its rights"
-        ) from error
     return header.id
 
 
