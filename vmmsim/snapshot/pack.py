@@ -59,7 +59,7 @@ def _compressor(codec: str) -> Any:
         return zlib.compressobj(_LEVEL[codec])
     module = _zstd()
     if module is None:
-        raise UsageError("zstd is not here", hint="pip install zstandard, or use --codec zlib")
+        raise UsageError("zstd is not here", hint="pip install 'vmmsim[zstd]', or use --codec zlib")
     if module.__name__ == "zstandard":
         return module.ZstdCompressor(level=_LEVEL[codec]).compressobj()
     return module.ZstdCompressor(level=_LEVEL[codec])
@@ -78,7 +78,9 @@ class _Expander:
             return
         module = _zstd()
         if module is None:
-            raise SnapshotError("it is packed with zstd, which is not here", hint="pip install zstandard")
+            raise SnapshotError(
+                "it is packed with zstd, which is not here", hint="pip install 'vmmsim[zstd]'"
+            )
         self.errors = (module.ZstdError,)
         if module.__name__ == "zstandard":
             self._stream = module.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
