@@ -276,7 +276,7 @@ def test_a_guest_that_touches_every_byte_of_a_device_page_gets_to_its_end(
 
 # -- chance
 
-CHANCE = settings(max_examples=300)
+CHANCE = settings(max_examples=8)
 
 
 def ends_well(machine: Machine) -> Exit:
