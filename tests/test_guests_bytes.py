@@ -17,13 +17,18 @@ from vmmsim.layout import BOOT_TABLES, BOOT_TABLES_SIZE
 from vmmsim.memory import GuestMemory
 
 #: The guests that the project promises to have.
-PROMISED = {"loop", "lwn", "echo", "guess", "hello16", "hello32", "hello64", "widths", "ring3", "fault"}
+PROMISED = {
+    *("loop", "lwn", "echo", "guess", "hello16", "hello32", "hello64", "widths", "ring3", "fault"),
+    *("faults-real", "faults-32", "faults-64", "faults-user", "traps-real", "traps-32", "traps-64"),
+    *("timer-real", "timer-long", "timer-user", "serial-echo", "demand-paging", "syscall-int"),
+    "smp-ping-pong",
+}
 
 
 def memory_for(guest: guests.Guest) -> GuestMemory:
     """Memory as the machine makes it: RAM with the devices' holes."""
     memory = GuestMemory()
-    config = MachineConfig(memory=guest.memory, extra_devices=guest.devices)
+    config = MachineConfig(**guest.machine)
     at = 0
     for start, length in [*models.holes(config), (guest.memory, 0)]:
         memory.add(at, start - at)

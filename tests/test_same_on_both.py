@@ -59,7 +59,7 @@ def run_inline(machine: Machine) -> list[TraceStep]:
 def run_one_at_a_time(machine: Machine) -> list[TraceStep]:
     trace: list[TraceStep] = []
     for exit in machine.exits():
-        rip = machine.vcpu.registers().rip
+        rip = machine.processors.items[machine.processors.current].vcpu.registers().rip
         if isinstance(exit, Access):
             machine.answer(exit)
         trace.append(TraceStep.of(exit, rip))

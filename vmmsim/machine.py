@@ -195,12 +195,13 @@ class Machine(Chassis):
 
     @classmethod
     def for_guest(cls, name: str, **arguments: Any) -> Machine:
-        """A machine as the built-in guest `name` needs it, with the guest loaded."""
+        """A machine as the built-in guest `name` needs it, with the guest loaded; `arguments` win."""
         from .guests import load
 
-        machine = cls(**{**load(name).machine, **arguments})
+        guest = load(name)
+        machine = cls(**{**guest.machine, **arguments})
         try:
-            machine.load_guest(name)
+            machine.load(guest.image)
         except BaseException:
             machine.close()
             raise

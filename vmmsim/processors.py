@@ -177,6 +177,7 @@ class Processors:
                     return BudgetSpent("insns", max_insns or 0)
             elif isinstance(exit, Halt):
                 self._halt(item)
+                self._pass_on()
                 self._on_halt(exit)
                 if item.board is None and alone:
                     return exit
@@ -276,4 +277,3 @@ class Processors:
         item.status = HALTED
         if self._chipset is not None:
             self._chipset.halted()
-        self._pass_on()

@@ -75,9 +75,12 @@ spins:
 
 tick:
     push rax
+    cmp byte ptr [ticks], TICKS     ; in real time one more can come before the CLI
+    jae served
     inc byte ptr [ticks]
     mov al, 0x2e                    ; .
     out DEBUG_CONSOLE, al
+served:
     mov al, 0x20                    ; end of interrupt
     out PIC, al
     pop rax

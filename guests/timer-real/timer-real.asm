@@ -50,9 +50,12 @@ wait:
 
 tick:
     push ax
+    cmp byte ptr [ticks], TICKS     ; in real time one more can come before the CLI
+    jae served
     inc byte ptr [ticks]
     mov al, 0x2e                    ; .
     out DEBUG_CONSOLE, al
+served:
     mov al, 0x20                    ; end of interrupt
     out PIC, al
     pop ax

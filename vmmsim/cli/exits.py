@@ -119,7 +119,8 @@ class _Lister:
         for exit in self._machine.exits():  # ends behind the first that is no access nor a halt to wait in
             if isinstance(exit, Cancelled):
                 return exit
-            state = self._machine.vcpu.state()
+            processors = self._machine.processors
+            state = processors.items[processors.current].vcpu.state()
             self.count += 1
             if not isinstance(exit, Access):
                 insn = self.locator.halted(state) if isinstance(exit, Halt) else None

@@ -265,7 +265,9 @@ class PortableVcpu(AccessCutter):
                 self._stop_behind()
                 return MASK[size]
             finally:
-                if self._cancelled:  # while the device waited for a key: not to wait for another
+                # While the device waited for a key: not to wait for another. And a guest that polls
+                # is not to wait for its timer until the slice is over.
+                if self._cancelled or (self._look and not self._want):
                     self._stop_behind()
             return 0
         exit = cls(address, size, value) if cls.is_write else cls(address, size)  # type: ignore[call-arg]
