@@ -373,10 +373,9 @@ def test_linux_sees_the_memory_map_and_takes_the_ram_above_4_gib() -> None:
             b"[mem 0x0000000100000000-0x0000000103ffffff] usable",
         ):
             machine.serial.expect_exact(b"BIOS-e820: " + line, timeout=30)
+        # What it made of them: node 0 has the RAM on both sides of the hole.
         machine.serial.expect_exact(b"Early memory node ranges", timeout=30)
         machine.serial.expect_exact(b"[mem 0x0000000100000000-0x0000000103ffffff]", timeout=30)
-        total = int(machine.serial.expect(rb"Memory: \d+K/(\d+)K available", timeout=40).group(1))
-        assert 3 * GIB + 63 * MIB < total << 10 <= 3 * GIB + 64 * MIB
 
 
 def debian_kernel() -> Path | None:
