@@ -50,7 +50,7 @@ class Chassis:
         self._makers: dict[str, Callable[[Any], Device] | None] = {}
         self._observers: list[Observer] = []
         self.accesses = Dispatcher(self.ports, self.mmio, self._observers)
-        self._random = random.Random(config.seed)
+        self.random = random.Random(config.seed)
         self._ends: dict[str, Any] = {
             "source": source,
             "sink": sink,
@@ -69,7 +69,7 @@ class Chassis:
         return Wiring(
             clock=self.clock,
             devices=self.devices,
-            random=self._random,
+            random=self.random,
             config=self.config,
             memory=self.memory,
             states=states,

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
@@ -21,7 +21,7 @@ from .backends.base import Backend, VmOptions
 from .board import Chipset, InterruptBoard
 from .budget import Budget
 from .chassis import Chassis
-from .clock import ExitClock
+from .clock import Clock, ExitClock
 from .config import MachineConfig
 from .dispatch import Observer
 from .errors import DeviceError, GuestError, ImageError, UsageError, VmmsimError
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .expect import SerialConsole
     from .guests import Guest
     from .loaders import LoadedImage
+    from .snapshot.values import Snapshot
 
 __all__ = ["Machine"]
 
@@ -85,19 +86,26 @@ class Machine(Chassis):
         self.seconds = 0.0
         #: The ends of runs that the guest's code or the CPU made, by kind.
         self._end_counts: dict[str, int] = {}
-        self._input = source if source is not None else QueueSource()
+        self.source = source if source is not None else QueueSource()
         self._on_output: Callable[[], None] | None = None
         self._inline = False
         self._running = False
         self._stop: Exit | None = None
         self._spent: Budget | None = None
         self._serial: SerialConsole | None = None
+        #: 0 for a machine that is no clone; the guest can read it (devices.snapshot_port).
+        self.generation = 0
+        #: What is to be done between two instructions of a run; why the machine cannot run.
+        self._between: list[Callable[[], None]] = []
+        self._poisoned: str | None = None
+        #: How often devices were replaced: an exit from before is nobody's any more.
+        self._restored = 0
         self._chipset: Chipset | None = None
         sinks: list[CharSink] = [self.output, _Notify(self)]
         try:
             super().__init__(
                 config,
-                source=self._input,
+                source=self.source,
                 sink=TeeSink(*sinks, *([sink] if sink is not None else [])),
                 on_exit=lambda code: self.request_stop(GuestExit(code)),
                 on_event=lambda event: self.request_stop(SystemEvent(event)),
@@ -138,7 +146,7 @@ class Machine(Chassis):
         chipset = None
         if pic is not None or lapics is not None:
             inputs = [device for device in self.devices.values() if hasattr(device, "poll")]
-            chipset = Chipset(self.clock, inputs, self._input, self.processors.call)
+            chipset = Chipset(self.clock, inputs, self.source, self.processors.call)
             if isinstance(self.clock, ExitClock):
                 self._unobserve = self.observe(chipset.observe)
             for item in self.processors:
@@ -235,18 +243,16 @@ class Machine(Chassis):
             timer.daemon = True
         max_insns = int(limits["insns"].amount) if "insns" in limits else None
         began = time.perf_counter()
-        self._running = self._inline = True
         try:
-            with DeferredSignals(self.cancel, self._uncancel), self._chipset or contextlib.nullcontext():
+            with DeferredSignals(self.cancel, self._uncancel):
                 if timer is not None:
                     timer.start()
                 try:
-                    exit = self.processors.run(self.accesses, max_insns)
+                    exit = self._run_on(max_insns)
                 finally:
                     if timer is not None:
                         timer.cancel()
                         timer.join()  # or its cancel could come in the next run
-                    self._running = self._inline = False
         except (KeyboardInterrupt, SystemExit):
             self.last_exit = Cancelled()
             raise
@@ -269,6 +275,96 @@ class Machine(Chassis):
             self._count_end(exit)
         return exit
 
+    def _run_on(self, max_insns: int | None) -> Exit:
+        """Run to an end that is no `between`, of which each is done on the way."""
+        left = max_insns
+        while True:
+            began = self.processors.insns()
+            self._running = self._inline = True
+            try:
+                with self._chipset or contextlib.nullcontext():
+                    exit = self.processors.run(self.accesses, left)
+            finally:
+                self._running = self._inline = False
+            if left is not None:
+                left = max(1, left - (self.processors.insns() - began))
+            if isinstance(exit, _Pause):
+                exit, self._stop = exit.then or exit, None
+            actions, self._between = self._between, []
+            for action in actions:
+                action()
+            if not isinstance(exit, _Pause):
+                return exit
+
+    def between(self, action: Callable[[], None]) -> None:
+        """For devices and observers, in a run: do `action` behind the instruction that is being
+        answered, and run on. There the machine may be looked at, snapshotted and restored.
+
+        Outside a run, and between the exits of `exits()`, it is done at once.
+        """
+        if not self._inline:
+            action()
+            return
+        self._between.append(action)
+        self.request_stop(_Pause())
+
+    # -- snapshots
+
+    def snapshot(self, *, comment: str = "") -> Snapshot:
+        """The machine as it is, between two instructions: registers, memory, devices, clock.
+
+        In a run: `between(machine.snapshot)`. Raises UsageError while a run is under way or an
+        access is half done, and for devices that cannot be restored.
+        """
+        from .snapshot.capture import capture
+
+        self._check_idle()
+        return capture(self, comment=comment)
+
+    def restore(self, snapshot: Snapshot, *, rewind: bool = True, copy: bool = False) -> None:
+        """Go back (or over) to `snapshot`, which may come from another backend.
+
+        `rewind`: the input, too, goes on where it was, if its source can (a terminal cannot). `copy`:
+        bring memory back page by page instead of by mapping it. Raises UsageError for a snapshot
+        of another machine, NotSupported for what this CPU cannot hold: nothing has changed
+        then. After a HostError the machine can only be restored again, or closed.
+        """
+        from .snapshot.capture import restore
+
+        if self._running:
+            raise UsageError("the machine is running", hint="use machine.between(lambda: ...)")
+        restore(self, snapshot, rewind=rewind, copy=copy)
+
+    @classmethod
+    def from_snapshot(
+        cls,
+        snapshot: Snapshot,
+        *,
+        backend: str | Backend = "auto",
+        source: CharSource | None = None,
+        sink: CharSink | None = None,
+    ) -> Machine:
+        """A new machine that goes on where `snapshot` was taken."""
+        machine = cls(snapshot.config, backend=backend, source=source, sink=sink)
+        try:
+            machine.restore(snapshot)
+        except BaseException:
+            machine.close()
+            raise
+        return machine
+
+    def replace_devices(self, states: dict[str, Any], clock: Clock) -> None:
+        """Make all devices anew: see `Chassis.furnish`."""
+        self.furnish(states, clock)
+        self._connect()
+        self._restored += 1
+        self._stop = None
+        self.last_exit = None
+
+    def poison(self, reason: str | None) -> None:
+        """The machine is undefined, and must not run; None: no longer."""
+        self._poisoned = reason
+
     def exits(self) -> Iterator[Exit]:
         """Every exit, one at a time: the KVM_RUN loop.
 
@@ -279,8 +375,11 @@ class Machine(Chassis):
         """
         with self._chipset or contextlib.nullcontext():
             while True:
+                restored = self._restored
                 exit = self.step_exit()
                 yield exit
+                if restored != self._restored:  # it was of another time
+                    continue
                 if self.processors.goes_on(exit):
                     continue
                 if not isinstance(exit, Access):
@@ -334,7 +433,9 @@ class Machine(Chassis):
     def request_stop(self, exit: Exit) -> None:
         """For devices: end the run with `exit` after the instruction being answered. Of
         several that ask in one instruction the first has it."""
-        if self._stop is None:
+        if isinstance(self._stop, _Pause):
+            self._stop.then = self._stop.then or exit
+        elif self._stop is None:
             self._stop = exit
             if self._inline:
                 self.processors.stop_here(exit)
@@ -350,7 +451,7 @@ class Machine(Chassis):
     def _tell_ends(self, what: str) -> None:
         """`interrupt` what waits for a key or for a reader, or `rearm` it before a run: an
         interrupt that came when nothing waited must not end the next wait."""
-        for end in (self._input, self._wiring.sink):
+        for end in (self.source, self._wiring.sink):
             tell = getattr(end, what, None)
             if tell is not None:
                 tell()
@@ -360,6 +461,11 @@ class Machine(Chassis):
         self.cancel()
 
     def _check_idle(self) -> None:
+        if self._poisoned is not None:
+            raise UsageError(
+                f"the machine is undefined: {self._poisoned}",
+                hint="restore a snapshot, or make another machine",
+            )
         if self._running:
             raise UsageError(
                 "the machine is running already", hint="one run at a time; cancel() ends the other"
@@ -394,12 +500,12 @@ class Machine(Chassis):
         if self._serial is None:
             from .expect import SerialConsole
 
-            if not isinstance(self._input, QueueSource):
+            if not isinstance(self.source, QueueSource):
                 raise UsageError(
                     "this machine's input comes from elsewhere, so serial.send cannot be used",
                     hint="make the machine without source=",
                 )
-            self._serial = SerialConsole(self._run_until, self.output, self._input)
+            self._serial = SerialConsole(self._run_until, self.output, self.source)
         return self._serial
 
     def _run_until(self, reached: Callable[[], bool], timeout: float | None) -> None:
@@ -447,6 +553,13 @@ def _tables_beside(image: LoadedImage) -> int:
         if segment.gpa < at + layout.BOOT_TABLES_SIZE and at < segment.end:
             at = -(-segment.end // PAGE_SIZE) * PAGE_SIZE
     return at
+
+
+class _Pause(Exit):
+    """A run stops to do what `between` has, and goes on, or ends with what else was asked for."""
+
+    kind: ClassVar[str] = "pause"
+    then: Exit | None = None
 
 
 class _Notify:

@@ -11,7 +11,7 @@ import hashlib
 import mmap
 from bisect import bisect_right, insort
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import HostError, UsageError
 
@@ -108,6 +108,8 @@ class GuestMemory:
         self._regions: list[Region] = []
         self._starts: list[int] = []
         self._vm: Vm | None = None
+        #: The image whose pages the regions' are, where they were not stored to (vmmsim.snapshot.cow).
+        self.base: Any = None
         self._guard: Callable[[], None] = lambda: None
         self._check_vacant: Callable[[int, int], None] = lambda gpa, size: None
 
@@ -164,6 +166,7 @@ class GuestMemory:
                 )
         self._check_vacant(gpa, size)
         region = Region(gpa, size, readonly=readonly, name=what)
+        self.base = None
         self._guard()
         if self._vm is not None:
             self._vm.map_memory(region)
@@ -273,6 +276,12 @@ class GuestMemory:
             with memoryview(region.buffer) as view:
                 hasher.update(view)
         return hasher.hexdigest()
+
+    def replaced(self) -> None:
+        """The host has given the regions other bytes, past `write`: forget code translated there."""
+        if self._vm is not None and self._regions:
+            first, last = self._regions[0], self._regions[-1]
+            self._vm.memory_written(first.gpa, last.end - first.gpa)
 
     def close(self) -> None:
         """Give the host pages back. The vCPUs must be gone."""

@@ -41,6 +41,12 @@ class Processor:
         self.board = board
         self.vcpu.connect(board)
 
+    def begin(self, status: str) -> None:
+        """It has another state, in which nothing was asked of it."""
+        self.status = status
+        self.init = self.nmi = False
+        self.startup = None
+
     def obey(self) -> None:
         """Between two instructions: do what INIT and STARTUP say (SDM vol. 3, 8.4.4.1, 9.1.1)."""
         if self.init:

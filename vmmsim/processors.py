@@ -67,9 +67,7 @@ class Processors:
         """The machine begins anew: the first vCPU runs, the others wait for STARTUP."""
         self.current = 0
         for item in self.items:
-            item.status = WAITS if item.number else RUNS
-            item.init = item.nmi = False
-            item.startup = None
+            item.begin(WAITS if item.number else RUNS)
 
     # -- what interrupt controllers ask, for the vCPU `number`
 

@@ -253,6 +253,16 @@ class Vcpu(ABC):
         """Finish the instruction in flight, if its reads are answered."""
         self.registers()
 
+    @property
+    @abstractmethod
+    def whole(self) -> bool:
+        """Whether no instruction is in flight and no access of one is unseen: `state()` is then all
+        there is to know. Call `settle` first."""
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Forget the instruction in flight and its accesses: the vCPU gets another state next."""
+
     @abstractmethod
     def read_msr(self, index: int) -> int:
         """Raises NotSupported for an MSR that this backend does not have."""
@@ -264,6 +274,9 @@ class Vcpu(ABC):
     @abstractmethod
     def insns(self) -> int | None:
         """Instructions retired so far (a REP iteration counts as one), None if not counted."""
+
+    def set_insns(self, count: int) -> None:  # noqa: B027 - nothing to do where nobody counts
+        """Go on counting from `count`, where instructions are counted."""
 
 
 class Vm(ABC):

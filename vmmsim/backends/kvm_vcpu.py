@@ -423,6 +423,24 @@ class KvmVcpu(Vcpu):
                 return
             self._finish()
 
+    @property
+    def whole(self) -> bool:
+        return self._settled and not self._queue and self._last is None
+
+    def abandon(self) -> None:
+        self._cpu.check_open()
+        if self._last is not None:
+            exit, place = self._last
+            self._last = None
+            if exit.space == "msr":
+                self._u8[_MSR_ERROR] = 1
+            elif not exit.is_write:
+                self._u8[place : place + exit.size] = b"\xff" * exit.size
+        self._drain()
+        self._queue.clear()
+        self._batch = 0
+        self._cancel = False
+
     def _settle(self) -> bool:
         """Finish the instruction in flight. False when it waits for the answer to a read.
         UsageError once the vCPU is closed."""

@@ -133,7 +133,21 @@ class BankedVcpu(Vcpu):
         if self._bank.active is self:  # outside the engine nothing is in flight
             self._bank.driver.settle()
 
+    def set_insns(self, count: int) -> None:
+        with self._bank.lock:
+            if self._bank.active is self:
+                self._bank.driver.set_insns(count)
+            else:
+                self.kept["insns"] = count
+
     # -- what has time
+
+    @property
+    def whole(self) -> bool:
+        return self._in().whole
+
+    def abandon(self) -> None:
+        self._in().abandon()
 
     def connect(self, board: Board) -> None:
         self._in().connect(board)

@@ -151,13 +151,9 @@ class UnicornVcpu(Vcpu):
         """Another vCPU's registers are in the engine: know of it what was `put_aside`."""
         for name in self.OWN:
             setattr(self, name, kept[name])
-        self._set_insns(kept["insns"] or 0)
+        self.set_insns(kept["insns"] or 0)
         self.number = number
         self.codec.flush_tlb()
-
-    @abstractmethod
-    def _set_insns(self, count: int) -> None:
-        """Go on counting from there, if instructions are counted."""
 
     def moving_state(self) -> CpuState:
         """The engine's state, to be set in another. UsageError while a read waits for its answer."""
@@ -408,6 +404,22 @@ class UnicornVcpu(Vcpu):
         state.events.interrupt = self._interrupt
         state.cr8 = self._cr8
         return state
+
+    @property
+    def whole(self) -> bool:
+        return self._pending is None and not self._queue
+
+    def abandon(self) -> None:
+        self._check_open()
+        self._discard()
+        self._pending, self._unseen = None, False
+        self._queue.clear()
+        self._stop = self._error = None
+        self._cancelled = False
+
+    @abstractmethod
+    def _discard(self) -> None:
+        """Bring the engine out of the instruction in flight, whatever it does."""
 
     @abstractmethod
     def _quiesce(self) -> None:

@@ -83,7 +83,7 @@ def _fields(a: Snapshot, b: Snapshot) -> Iterator[FieldDifference]:
             yield from _flat(prefix + name, getattr(mine, name), getattr(theirs, name))
     for name in (*a.devices, *(n for n in b.devices if n not in a.devices)):
         yield from _flat(name, a.devices.get(name), b.devices.get(name))
-    for name in ("clock", "config", "input_position", "random_state", "generation"):
+    for name in ("clock", "config", "input_position", "random_state", "generation", "current"):
         yield from _flat(name, getattr(a, name), getattr(b, name))
 
 

@@ -57,6 +57,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     input_position: int
     random_state: RandomState | None
     generation: int
+    current: int
     provenance: Provenance
     regions: tuple[MemoryRegion, ...]
     devices: dict[str, Any]
@@ -72,6 +73,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             input_position=self.input_position,
             random_state=self.random_state,
             generation=self.generation,
+            current=self.current,
             provenance=self.provenance,
         )
 
@@ -126,6 +128,7 @@ def encode_manifest(
         input_position=snapshot.input_position,
         random_state=snapshot.random_state,
         generation=snapshot.generation,
+        current=snapshot.current,
         provenance=snapshot.provenance,
         regions=snapshot.memory.regions,
         devices=snapshot.devices,

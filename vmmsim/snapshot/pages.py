@@ -15,7 +15,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -106,6 +106,8 @@ class MemoryImage:
         self.parent = parent
         self.id = id
         self.path = path
+        #: Host pages with its bytes, once guest memory was mapped over them (vmmsim.snapshot.cow).
+        self.backing: Any = None
         check_regions(self.regions)
         if parent is not None and parent.regions != self.regions:
             raise UsageError("the parent has other memory regions", hint="take a snapshot without a parent")

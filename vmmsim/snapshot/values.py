@@ -127,7 +127,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     `devices` maps a device's name to the value that its `state()` gave; what a part of a
     device keeps is under `name.part` (vmmsim.models). `input_position` counts the characters of
     the input that the guest has taken. `generation` is 0 for a machine that was never cloned;
-    a clone's is higher, and the guest can read it. `memory` is shared, not copied: it must not
+    a clone's is higher, and the guest can read it. `current` is the number of the CPU whose turn
+    it is, where CPUs take turns. `memory` is shared, not copied: it must not
     change any more.
     """
 
@@ -139,6 +140,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     input_position: int = 0
     random_state: RandomState | None = None
     generation: int = 0
+    current: int = 0
     provenance: Provenance = Provenance()
 
     def __post_init__(self) -> None:
@@ -146,6 +148,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError("a snapshot without a CPU", hint="give at least one CpuSnapshot")
         _counts(self, "input_position")
         _counts(self, "generation")
+        if not 0 <= self.current < len(self.cpus):
+            raise UsageError(f"current={self.current}", hint="it is the number of one of the CPUs")
 
     @property
     def id(self) -> str | None:

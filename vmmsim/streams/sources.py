@@ -32,6 +32,8 @@ class Source:
         self._bytes: deque[int] = deque()
         self._over = False
         self._interrupted = False
+        #: How many bytes the guest has taken.
+        self.position = 0
 
     def _fill(self, seconds: float) -> None:
         raise NotImplementedError
@@ -40,7 +42,15 @@ class Source:
         """The next byte if one is there now, else None. Never waits."""
         if not self._bytes and not self._over:
             self._fill(0.0)
-        return self._bytes.popleft() if self._bytes else None
+        if not self._bytes:
+            return None
+        self.position += 1
+        return self._bytes.popleft()
+
+    def seek(self, position: int) -> bool:
+        """Give the bytes from `position` on once more. False where those are gone, as a terminal's
+        are: the input then goes on where it is."""
+        return position == self.position
 
     def wait(self) -> int | None:
         """The next byte; None at the end of input, or soon after `interrupt()`."""
@@ -83,8 +93,14 @@ class BytesSource(Source):
 
     def __init__(self, data: bytes = b"") -> None:
         super().__init__()
+        self._data = data
         self._bytes.extend(data)
         self._over = True
+
+    def seek(self, position: int) -> bool:
+        self._bytes = deque(self._data[position:])
+        self.position = position
+        return True
 
 
 class QueueSource(Source):
@@ -97,6 +113,7 @@ class QueueSource(Source):
         # (CPython 3.11, Modules/_queuemodule.c); so what is waited for is a lock, held while
         # nothing has been sent.
         self._queue: SimpleQueue[bytes | None] = SimpleQueue()
+        self._sent = bytearray()
         self._quiet = threading.Lock()
         self._quiet.acquire()
 
@@ -125,6 +142,14 @@ class QueueSource(Source):
             self._over = True
         else:
             self._bytes.extend(data)
+            self._sent += data
+
+    def seek(self, position: int) -> bool:
+        if position > len(self._sent):
+            return False
+        self._bytes = deque(self._sent[position:])
+        self.position = position
+        return True
 
 
 class FdSource(Source):
@@ -140,6 +165,7 @@ class FdSource(Source):
         self._regular = True
         try:
             self._regular = stat.S_ISREG(os.fstat(fd).st_mode)
+            self._start = os.lseek(fd, 0, os.SEEK_CUR) if self._regular else 0
         except OSError:
             self._over = True
 
@@ -156,6 +182,18 @@ class FdSource(Source):
             self._bytes.extend(data)
         else:
             self._over = True
+
+    def seek(self, position: int) -> bool:
+        if not self._regular:
+            return super().seek(position)
+        try:
+            os.lseek(self._fd, self._start + position, os.SEEK_SET)
+        except OSError:
+            return False
+        self._bytes.clear()
+        self._over = False
+        self.position = position
+        return True
 
 
 class ThreadSource(QueueSource):

@@ -342,7 +342,10 @@ class NativeVcpu(ReplayCutter):
         super()._check_settable()
         self._forget()
 
-    def _set_insns(self, count: int) -> None:
+    def _discard(self) -> None:
+        self._forget()
+
+    def set_insns(self, count: int) -> None:
         self._words[Shared.INSNS] = count
 
     @property

@@ -456,7 +456,15 @@ class PortableVcpu(AccessCutter):
                 hint="answer its exit before you look at another vCPU",
             )
 
-    def _set_insns(self, count: int) -> None:
+    def _discard(self) -> None:
+        self._mode = _DRAIN
+        while self._parked:
+            self._orders.put(0)
+            self._parked = isinstance(self._events.get(), Access)
+        self._denied = self._at_boundary = self._hlt = False
+        self._shutdown = None
+
+    def set_insns(self, count: int) -> None:
         self._begun = count
 
     @property
@@ -465,10 +473,7 @@ class PortableVcpu(AccessCutter):
 
     def close(self) -> None:
         if self._thread is not None:
-            self._mode = _DRAIN
-            while self._parked:
-                self._orders.put(0)
-                self._parked = isinstance(self._events.get(), Access)
+            self._discard()
             self._orders.put(None)
             self._thread.join()
             self._thread = None
