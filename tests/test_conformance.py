@@ -30,6 +30,7 @@ from vmmsim.testing import (
 )
 from vmmsim.testing.bench import CODE, listing, listing_source
 from vmmsim.testing.cases import Case
+from vmmsim.wiring import Wiring
 
 ALL_CASES = (*cases_port.CASES, *cases_mmio.CASES, *cases_rmw.CASES)
 
@@ -129,7 +130,7 @@ def _factory(name: str) -> Callable[..., Device]:
     import random
 
     def make(state: Any = None) -> Device:
-        wiring = models.Wiring(
+        wiring = Wiring(
             source=BytesSource(b"hello, device"),
             sink=BufferSink(),
             random=random.Random(1),

@@ -136,6 +136,12 @@ class Bus:
         self._mappings.remove(mapping)
         self._rebuild()
 
+    def replace(self, devices: dict[Mapping, Device]) -> None:
+        """Put other devices in the places of these mappings: the same machine, restored."""
+        for mapping, device in devices.items():
+            mapping.device = device
+        self._rebuild()
+
     def _rebuild(self) -> None:
         self._starts = [m.start for m in self._mappings]
         for reads, writes in zip(self.readers, self.writers, strict=True):

@@ -14,7 +14,8 @@ __all__ = ["MachineConfig"]
 class MachineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a machine is made of.
 
-    `memory` is the size of RAM in bytes (the address where it ends: holes are inside),
+    `memory` is the size of RAM in bytes: the address where it ends (holes are inside), but
+    what is more than 3 GiB is from 4 GiB on (`vmmsim.models.ram`),
     `model` names the set of devices, `extra_devices` adds to it, `without` leaves devices
     out. `seed` makes the random devices repeat; None takes a fresh one. `count_insns`
     keeps the count of retired instructions. `clock` is the time that devices see: host,

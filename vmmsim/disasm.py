@@ -13,7 +13,7 @@ Without capstone everything here answers None or nothing, and callers show bytes
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -22,6 +22,9 @@ from .cpu.state import GPR_NAMES, CpuState
 from .errors import UsageError
 from .exits import Access
 from .memory import PAGE_SIZE, GuestMemory
+
+if TYPE_CHECKING:
+    from .snapshot.pages import MemoryImage
 
 __all__ = ["CodeReader", "ExitLocator", "Insn"]
 
@@ -64,9 +67,10 @@ class Insn(msgspec.Struct, frozen=True):
 
 
 class CodeReader:
-    """Reads and decodes a machine's code by linear address, in the mode of a CpuState."""
+    """Reads and decodes code in memory, a machine's or a snapshot's, by linear address, in the
+    mode of a CpuState."""
 
-    def __init__(self, memory: GuestMemory) -> None:
+    def __init__(self, memory: GuestMemory | MemoryImage) -> None:
         self._memory = memory
         self._engines: dict[int, Any] = {}
 

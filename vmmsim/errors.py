@@ -16,6 +16,7 @@ __all__ = [
     "ImageError",
     "ImageNotFound",
     "NotSupported",
+    "SnapshotError",
     "UsageError",
     "VmmsimError",
 ]
@@ -50,6 +51,12 @@ class ImageNotFound(ImageError):
     """There is no guest and no file of this name."""
 
     exit_code = 127
+
+
+class SnapshotError(UsageError):
+    """A snapshot that cannot be loaded: damaged, foreign, of another version, without its parent."""
+
+    exit_code = 123
 
 
 class GuestError(VmmsimError):

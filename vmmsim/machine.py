@@ -7,7 +7,6 @@ come from the table in `vmmsim.models`.
 from __future__ import annotations
 
 import contextlib
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,16 +17,16 @@ import msgspec
 
 from . import layout, models
 from .backends import open_backend
-from .backends.base import Backend, Vcpu, VmOptions
+from .backends.base import Backend, VmOptions
 from .board import Chipset, InterruptBoard
 from .budget import Budget
-from .bus import Bus, Device, Mapping
-from .clock import CLOCKS, ExitClock
+from .chassis import Chassis
+from .clock import ExitClock
 from .config import MachineConfig
-from .dispatch import Dispatcher, Observer
+from .dispatch import Observer
 from .errors import DeviceError, GuestError, ImageError, UsageError, VmmsimError
 from .exits import Access, BudgetSpent, Cancelled, Exit, GuestExit, Halt, SystemEvent
-from .memory import PAGE_SIZE, GuestMemory
+from .memory import PAGE_SIZE
 from .processor import Processor
 from .processors import Processors
 from .signals import DeferredSignals
@@ -51,11 +50,9 @@ _GOES_ON = (Access, BudgetSpent, Cancelled)
 
 #: IA32_APIC_BASE, IA32_TSC_DEADLINE and those of x2APIC, as (first, count).
 _APIC_MSRS = ((0x1B, 1), (0x6E0, 1), (0x800, 0x40))
-#: Guest-physical addresses have 52 bits (SDM vol. 3, 4.1.4); the MMIO bus covers them all.
-_MMIO_LIMIT = 1 << 52
 
 
-class Machine:
+class Machine(Chassis):
     """A guest's machine. A context manager; `close()` frees the host's resources.
 
     `backend` is a name (`auto`, `kvm`, `unicorn`) or an opened Backend. `source` and
@@ -74,168 +71,85 @@ class Machine:
         **fields: Any,
     ) -> None:
         config = config or MachineConfig()
-        self.config = msgspec.structs.replace(config, **fields) if fields else config
+        if fields:
+            config = msgspec.structs.replace(config, **fields)
         self._owns_backend = isinstance(backend, str)
         if isinstance(backend, str):
             self.backend, self.backend_choice = open_backend(backend)
         else:
             self.backend, self.backend_choice = backend, f"{backend.name} (given)"
 
-        self.memory = GuestMemory()
-        self.ports = Bus("port", 0x10000)
-        self.mmio = Bus("MMIO", _MMIO_LIMIT)
-        self.devices: dict[str, Device] = {}
         #: The output of the guest, whatever sink it also went to: at least its last 16 MiB.
         self.output = BufferSink(limit=_OUTPUT_KEPT)
-        self._observers: list[Observer] = []
-        self.accesses = Dispatcher(self.ports, self.mmio, self._observers)
         self.last_exit: Exit | None = None
         self.seconds = 0.0
         #: The ends of runs that the guest's code or the CPU made, by kind.
-        self._ends: dict[str, int] = {}
+        self._end_counts: dict[str, int] = {}
         self._input = source if source is not None else QueueSource()
-        self._random = random.Random(self.config.seed)
         self._on_output: Callable[[], None] | None = None
         self._inline = False
         self._running = False
         self._stop: Exit | None = None
         self._spent: Budget | None = None
         self._serial: SerialConsole | None = None
-
-        sinks: list[CharSink] = [self.output, _Notify(self)]
-        #: The time that the devices see.
-        self.clock = CLOCKS[self.config.clock]()
         self._chipset: Chipset | None = None
-        self._wiring = models.Wiring(
-            source=self._input,
-            clock=self.clock,
-            devices=self.devices,
-            sink=TeeSink(*sinks, *([sink] if sink is not None else [])),
-            random=self._random,
-            on_exit=lambda code: self.request_stop(GuestExit(code)),
-            on_event=lambda event: self.request_stop(SystemEvent(event)),
-            config=self.config,
-            memory=self.memory,
-        )
-        options = VmOptions(
-            watchdog_seconds=self.config.watchdog_seconds,
-            count_insns=self.config.count_insns or self.config.clock == "insns",
-            exact_interrupts=self.clock.deterministic,
-            vcpus=self.config.cpus,
-            apic="lapic" in models.names(self.config),
-            msrs=_APIC_MSRS if "lapic" in models.names(self.config) else (),
-        )
+        sinks: list[CharSink] = [self.output, _Notify(self)]
         try:
-            self._build()
-            self.vm = self.backend.create_vm(options)
+            super().__init__(
+                config,
+                source=self._input,
+                sink=TeeSink(*sinks, *([sink] if sink is not None else [])),
+                on_exit=lambda code: self.request_stop(GuestExit(code)),
+                on_event=lambda event: self.request_stop(SystemEvent(event)),
+            )
+            self.vm = self.backend.create_vm(self._vm_options())
             self.memory.attach(self.vm, self._settle, self._check_vacant)
-            self.processors = self._make_processors([self.vm.create_vcpu() for _ in range(self.config.cpus)])
+            self._unobserve: Callable[[], None] = lambda: None
+            vcpus = [Processor(number, self.vm.create_vcpu()) for number in range(config.cpus)]
+            parallel = self.backend.capabilities.parallel_vcpus
+            self.processors = Processors(vcpus, parallel=parallel, on_halt=self._count_end)
+            self._connect()
         except BaseException:
             self.close()
             raise
-        self._wiring.cpus = self.processors
         #: The first vCPU, which starts the others, and its registers as attributes.
         self.vcpu = self.processors.items[0].vcpu
         self.cpu = self.processors.items[0].cpu
 
-    # -- building
+    def _vm_options(self) -> VmOptions:
+        config = self.config
+        apic = "lapic" in models.names(config)
+        return VmOptions(
+            watchdog_seconds=config.watchdog_seconds,
+            count_insns=config.count_insns or config.clock == "insns",
+            exact_interrupts=self.clock.deterministic,
+            vcpus=config.cpus,
+            apic=apic,
+            msrs=_APIC_MSRS if apic else (),
+        )
 
-    def _build(self) -> None:
-        for start, length in models.ram(self.config):
-            self.memory.add(start, length)
-        names = models.names(self.config)
-        for name in names:
-            spec = models.DEVICES[name]
-            device = spec.make(self._wiring)
-            if spec.behind in names:
-                self.devices[name] = device
-                continue
-            attach = self.attach_port if spec.space == "port" else self.attach_mmio
-            attach(spec.start, spec.length, getattr(device, spec.face) if spec.face else device, name)
-            for start, length, face in spec.faces:
-                self.ports.attach(start, length, getattr(device, face), f"{name}-{face}")
-            self.devices[name] = device
-
-    def _make_processors(self, vcpus: list[Vcpu]) -> Processors:
-        """Give each vCPU its interrupt controller, if the machine has any."""
+    def _connect(self) -> None:
+        """Give each vCPU its interrupt controller, if the machine has any: at first, and when the
+        devices were made anew."""
         pic: Any = self.devices.get("pic")
         lapics: Any = self.devices.get("lapic")
+        self._unobserve()
+        self.accesses.msrs = lapics
         chipset = None
         if pic is not None or lapics is not None:
             inputs = [device for device in self.devices.values() if hasattr(device, "poll")]
-            chipset = Chipset(self.clock, inputs, self._input, lambda: self.processors.call())
+            chipset = Chipset(self.clock, inputs, self._input, self.processors.call)
             if isinstance(self.clock, ExitClock):
-                self.observe(chipset.observe)
-        self.accesses.msrs = lapics
+                self._unobserve = self.observe(chipset.observe)
+            for item in self.processors:
+                if lapics is not None:
+                    apic = lapics[item.number]
+                    item.connect(InterruptBoard(chipset, apic, apic.cr8_written))
+                else:
+                    item.connect(InterruptBoard(chipset, pic))
         self._chipset = chipset
-        items = []
-        for number, vcpu in enumerate(vcpus):
-            board = None
-            if chipset is not None and lapics is not None:
-                board = InterruptBoard(chipset, lapics[number], lapics[number].cr8_written)
-            elif chipset is not None:
-                board = InterruptBoard(chipset, pic)
-            items.append(Processor(number, vcpu, board))
-        parallel = self.backend.capabilities.parallel_vcpus
-        return Processors(items, chipset, parallel=parallel, on_halt=self._count_end)
-
-    def attach_port(self, port: int, length: int, device: Device, name: str = "") -> Mapping:
-        """Put a device on `length` I/O ports from `port` on. See `Bus.attach`.
-
-        `name` is its key in `devices`, without one that of its class: UsageError for a name
-        that is taken.
-        """
-        self._check_name(name or type(device).__name__)
-        mapping = self.ports.attach(port, length, device, name)
-        self.devices[mapping.name] = device
-        return mapping
-
-    def attach_mmio(self, gpa: int, length: int, device: Device, name: str = "") -> Mapping:
-        """Put a device on `length` bytes of guest-physical memory from `gpa` on, in a hole.
-
-        Raises UsageError where RAM or ROM is: the guest would reach that, not the device.
-        `name`: as for `attach_port`.
-        """
-        self._check_name(name or type(device).__name__)
-        for region in self.memory.regions:
-            if gpa < region.end and region.gpa < gpa + length:
-                raise UsageError(
-                    f"{name or type(device).__name__} at {gpa:#x}..{gpa + length - 1:#x} overlaps {region!r}",
-                    hint="put the device into a hole, or take the region away first",
-                )
-        mapping = self.mmio.attach(gpa, length, device, name)
-        self.devices[mapping.name] = device
-        return mapping
-
-    def detach(self, mapping: Mapping) -> None:
-        """Take what `attach_port` or `attach_mmio` gave off its bus and out of `devices`.
-
-        Its addresses are unclaimed again. Raises UsageError for what is on neither bus.
-        """
-        bus = self.ports if mapping in self.ports.mappings else self.mmio
-        bus.detach(mapping)
-        self.devices.pop(mapping.name, None)
-
-    def _check_name(self, name: str) -> None:
-        if name in self.devices:
-            raise UsageError(
-                f"the machine has a device '{name}' already",
-                hint="give this one a name= of its own, or detach the other first",
-            )
-
-    def _check_vacant(self, gpa: int, size: int) -> None:
-        """UsageError where a device is: the guest would reach new memory, and no longer that."""
-        for mapping in self.mmio.mappings:
-            if gpa < mapping.end and mapping.start < gpa + size:
-                raise UsageError(
-                    f"memory at {gpa:#x}..{gpa + size - 1:#x} overlaps the device {mapping!r}",
-                    hint="put it elsewhere, or detach the device first",
-                )
-
-    def observe(self, observer: Observer) -> Callable[[], None]:
-        """Tell `observer` of each access once it is done. Returns what takes it away again."""
-        self._observers.append(observer)
-        return lambda: self._observers.remove(observer)
+        self.processors.connect(chipset)
+        self._wiring.cpus = self.processors
 
     # -- loading
 
@@ -396,7 +310,7 @@ class Machine:
 
     def _count_end(self, exit: Exit) -> None:
         if not isinstance(exit, _NOT_COUNTED):
-            self._ends[exit.kind] = self._ends.get(exit.kind, 0) + 1
+            self._end_counts[exit.kind] = self._end_counts.get(exit.kind, 0) + 1
 
     def answer(self, exit: Access) -> Exit | None:
         """Let the devices answer an exit of `step_exit`. Returns the exit that a device asked
@@ -506,7 +420,7 @@ class Machine:
 
     def counts(self) -> dict[str, int]:
         """Exits so far by kind, with those other than accesses that ended a run."""
-        return self.accesses.counts() | self._ends
+        return self.accesses.counts() | self._end_counts
 
     def close(self) -> None:
         """Free the host's resources, with the backend unless it was given. May be called twice."""

@@ -24,19 +24,22 @@ _CR0_CACHES = 0x6000_0000  # CD and NW, which INIT leaves alone
 class Processor:
     """One vCPU and what its pins have asked for."""
 
-    def __init__(self, number: int, vcpu: Vcpu, board: Board | None) -> None:
+    def __init__(self, number: int, vcpu: Vcpu) -> None:
         self.number = number
         self.vcpu = vcpu
         self.cpu = CpuView(vcpu)
-        self.board = board
+        self.board: Board | None = None
         self.status = WAITS if number else RUNS
         #: INIT has come, STARTUP has come with its vector, or an NMI that may end a halt.
         self.init = self.nmi = False
         self.startup: int | None = None
         #: Its thread, while it waits.
         self.wake = threading.Event()
-        if board is not None:
-            vcpu.connect(board)
+
+    def connect(self, board: Board) -> None:
+        """Its interrupt controller: without one it is never interrupted."""
+        self.board = board
+        self.vcpu.connect(board)
 
     def obey(self) -> None:
         """Between two instructions: do what INIT and STARTUP say (SDM vol. 3, 8.4.4.1, 9.1.1)."""

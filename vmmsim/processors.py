@@ -30,25 +30,27 @@ _SLICE_SECONDS = 0.002
 
 class Processors:
     """All vCPUs of a machine; `current` is the number of the one that runs, or ran last, and
-    whose accesses devices answer. `chipset` is None in a machine without interrupts.
-    `on_halt` is told of each HLT in `run`, whether that goes on or not."""
+    whose accesses devices answer. `on_halt` is told of each HLT in `run`, whether that goes on or not."""
 
     def __init__(
         self,
         items: list[Processor],
-        chipset: Chipset | None,
         *,
         parallel: bool,
         on_halt: Callable[[Exit], None],
     ) -> None:
         self.items = items
         self.current = 0
-        self._chipset = chipset
+        self._chipset: Chipset | None = None
         self._parallel = parallel and len(items) > 1
         self._on_halt = on_halt
         #: A cancel that no run has taken note of yet.
         self.cancelled = False
         self._threads: CpuThreads | None = None
+
+    def connect(self, chipset: Chipset | None) -> None:
+        """What the vCPUs share: None in a machine without interrupts."""
+        self._chipset = chipset
         if chipset is not None and isinstance(chipset.clock, InsnClock):
             chipset.clock.insns = self.insns
             chipset.clock.changed = self._aim

@@ -32,6 +32,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "guests": ("guests", "List the built-in guests."),
     "devices": ("devices", "List the devices of a machine model."),
     "doctor": ("doctor", "Say what this host can run, and what to mend."),
+    "snapshot": ("snapshot", "Look at snapshot files, check, compare, pack and join them."),
     "asm": ("asm", "Assemble a source file to a flat binary."),
 }
 
@@ -46,6 +47,8 @@ Exit codes:
   0-119  the guest's own code (0 also when it halts without one)
   120    triple fault
   121    an exit that nobody handles, or a kernel that panicked
+  122    what was compared differs
+  123    a snapshot cannot be loaded
   124    the budget, or the time, is spent
   125    usage or internal error
   126    the backend is not available

@@ -190,6 +190,11 @@ class I8042:
         self._irq12.set(self._levels[1])
         self._update()
 
+    @property
+    def keyboard(self) -> Ps2Keyboard | None:
+        """What is on the cable. Its state is its own, not the controller's."""
+        return self._keyboard
+
     @classmethod
     def from_state(
         cls,

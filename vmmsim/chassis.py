@@ -1,0 +1,229 @@
+"""Chassis: a machine without its CPUs. Memory, buses, the devices of its model, and their clock.
+
+`furnish` makes the devices, at first and again when a machine is restored: devices are not
+changed into what they were, they are made anew from their states, and take their places.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from . import models
+from .bus import Bus, Device, Mapping
+from .clock import CLOCKS, Clock
+from .dispatch import Dispatcher, Observer
+from .errors import UsageError
+from .memory import GuestMemory
+from .wiring import Wiring
+
+if TYPE_CHECKING:
+    from .config import MachineConfig
+    from .devices.base import CharSink, CharSource
+
+__all__ = ["Chassis"]
+
+#: Guest-physical addresses have 52 bits (SDM vol. 3, 4.1.4); the MMIO bus covers them all.
+_MMIO_LIMIT = 1 << 52
+
+
+class Chassis:
+    """Base of Machine. `source` and `sink` are the ends of the guest's characters, `on_exit` and
+    `on_event` what debug-exit and the reset and power-off devices call."""
+
+    def __init__(
+        self,
+        config: MachineConfig,
+        *,
+        source: CharSource,
+        sink: CharSink,
+        on_exit: Callable[[int], None],
+        on_event: Callable[[str], None],
+    ) -> None:
+        self.config = config
+        self.memory = GuestMemory()
+        self.ports = Bus("port", 0x10000)
+        self.mmio = Bus("MMIO", _MMIO_LIMIT)
+        self.devices: dict[str, Device] = {}
+        #: Devices that the user has attached, by name: what makes one from its state, if known.
+        self._makers: dict[str, Callable[[Any], Device] | None] = {}
+        self._observers: list[Observer] = []
+        self.accesses = Dispatcher(self.ports, self.mmio, self._observers)
+        self._random = random.Random(config.seed)
+        self._ends: dict[str, Any] = {
+            "source": source,
+            "sink": sink,
+            "on_exit": on_exit,
+            "on_event": on_event,
+        }
+        #: The time that the devices see.
+        self.clock: Clock = CLOCKS[config.clock]()
+        self._wiring = self._wire({})
+        for start, length in models.ram(config):
+            self.memory.add(start, length)
+        for name in models.names(config):
+            self._place(name)
+
+    def _wire(self, states: dict[str, Any]) -> Wiring:
+        return Wiring(
+            clock=self.clock,
+            devices=self.devices,
+            random=self._random,
+            config=self.config,
+            memory=self.memory,
+            states=states,
+            **self._ends,
+        )
+
+    def _place(self, name: str) -> None:
+        """Make a device of the model and put it on its bus."""
+        spec = models.DEVICES[name]
+        device = spec.make(self._wiring)
+        if spec.behind not in models.names(self.config):
+            attach = self.attach_port if spec.space == "port" else self.attach_mmio
+            attach(spec.start, spec.length, getattr(device, spec.face) if spec.face else device, name)
+            del self._makers[name]
+            for start, length, face in spec.faces:
+                self.ports.attach(start, length, getattr(device, face), f"{name}-{face}")
+        self.devices[name] = device
+
+    # -- attaching
+
+    def attach_port(
+        self,
+        port: int,
+        length: int,
+        device: Device,
+        name: str = "",
+        *,
+        restore: Callable[[Any], Device] | None = None,
+    ) -> Mapping:
+        """Put a device on `length` I/O ports from `port` on. See `Bus.attach`.
+
+        `name` is its key in `devices`, without one that of its class: UsageError for a name
+        that is taken. `restore(state)` makes such a device from what its `state()` gave:
+        without it the machine has no snapshots.
+        """
+        self._check_name(name or type(device).__name__)
+        mapping = self.ports.attach(port, length, device, name)
+        self.devices[mapping.name] = device
+        self._makers[mapping.name] = restore
+        return mapping
+
+    def attach_mmio(
+        self,
+        gpa: int,
+        length: int,
+        device: Device,
+        name: str = "",
+        *,
+        restore: Callable[[Any], Device] | None = None,
+    ) -> Mapping:
+        """Put a device on `length` bytes of guest-physical memory from `gpa` on, in a hole.
+
+        Raises UsageError where RAM or ROM is: the guest would reach that, not the device.
+        `name` and `restore`: as for `attach_port`.
+        """
+        self._check_name(name or type(device).__name__)
+        for region in self.memory.regions:
+            if gpa < region.end and region.gpa < gpa + length:
+                raise UsageError(
+                    f"{name or type(device).__name__} at {gpa:#x}..{gpa + length - 1:#x} overlaps {region!r}",
+                    hint="put the device into a hole, or take the region away first",
+                )
+        mapping = self.mmio.attach(gpa, length, device, name)
+        self.devices[mapping.name] = device
+        self._makers[mapping.name] = restore
+        return mapping
+
+    def detach(self, mapping: Mapping) -> None:
+        """Take what `attach_port` or `attach_mmio` gave off its bus and out of `devices`.
+
+        Its addresses are unclaimed again. Raises UsageError for what is on neither bus.
+        """
+        bus = self.ports if mapping in self.ports.mappings else self.mmio
+        bus.detach(mapping)
+        self.devices.pop(mapping.name, None)
+        self._makers.pop(mapping.name, None)
+
+    def _check_name(self, name: str) -> None:
+        if name in self.devices:
+            raise UsageError(
+                f"the machine has a device '{name}' already",
+                hint="give this one a name= of its own, or detach the other first",
+            )
+
+    def _check_vacant(self, gpa: int, size: int) -> None:
+        """UsageError where a device is: the guest would reach new memory, and no longer that."""
+        for mapping in self.mmio.mappings:
+            if gpa < mapping.end and mapping.start < gpa + size:
+                raise UsageError(
+                    f"memory at {gpa:#x}..{gpa + size - 1:#x} overlaps the device {mapping!r}",
+                    hint="put it elsewhere, or detach the device first",
+                )
+
+    def observe(self, observer: Observer) -> Callable[[], None]:
+        """Tell `observer` of each access once it is done. Returns what takes it away again."""
+        self._observers.append(observer)
+        return lambda: self._observers.remove(observer)
+
+    # -- states
+
+    def device_states(self) -> dict[str, Any]:
+        """What each device's `state()` gives, by name, and by `name.part` for its parts
+        (`DeviceSpec.parts`). UsageError for a device that cannot be restored."""
+        states = {}
+        for name, device in self.devices.items():
+            if self._makers.get(name, _of_model) is None:
+                raise UsageError(
+                    f"the device '{name}' cannot be part of a snapshot: nobody says how it is restored",
+                    hint="attach it with restore=, which makes one from its state()",
+                )
+            states[name] = device.state()  # type: ignore[attr-defined]
+            for part, _ in models.DEVICES[name].parts if name not in self._makers else ():
+                states[f"{name}.{part}"] = getattr(device, part).state()
+        return states
+
+    def furnish(self, states: dict[str, Any], clock: Clock) -> None:
+        """Make all devices anew, with `states` and over `clock`. They take the places of the old.
+
+        All are made before any is put in its place: what raises (UsageError for a state that a
+        device cannot be in) has changed nothing.
+        """
+        before = self.clock, self._wiring, dict(self.devices)
+        self.clock = clock
+        try:
+            self.devices.clear()
+            self._wiring = self._wire(states)
+            for name in models.names(self.config):
+                self.devices[name] = models.DEVICES[name].make(self._wiring)
+            for name, make in self._makers.items():
+                assert make is not None  # device_states has looked
+                self.devices[name] = make(states[name])
+        except BaseException:
+            self.clock, self._wiring, old = before
+            self.devices.clear()
+            self.devices.update(old)
+            raise
+        self.ports.replace({old: self._in_place(old.name) for old in self.ports.mappings})
+        self.mmio.replace({old: self._in_place(old.name) for old in self.mmio.mappings})
+
+    def _in_place(self, name: str) -> Device:
+        """What is on a bus under the mapping's name: a device or one of its faces."""
+        if name in self._makers:
+            return self.devices[name]
+        spec = models.DEVICES.get(name)
+        if spec is not None:
+            device = self.devices[name]
+            return getattr(device, spec.face) if spec.face else device
+        owner = next(n for n in models.names(self.config) if name.startswith(n + "-") and _has_face(n, name))
+        return getattr(self.devices[owner], name[len(owner) + 1 :])
+
+
+def _of_model(state: Any) -> Device:
+    raise NotImplementedError(state)  # devices of the model are made by its table
+
+
+def _has_face(owner: str, name: str) -> bool:
+    return any(name == f"{owner}-{face}" for _, _, face in models.DEVICES[owner].faces)

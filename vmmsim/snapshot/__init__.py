@@ -1,0 +1,1 @@
+"""Snapshots as values and files; nothing here knows a running machine."""
