@@ -29,10 +29,8 @@ def memory_for(guest: guests.Guest) -> GuestMemory:
     """Memory as the machine makes it: RAM with the devices' holes."""
     memory = GuestMemory()
     config = MachineConfig(**guest.machine)
-    at = 0
-    for start, length in [*models.holes(config), (guest.memory, 0)]:
-        memory.add(at, start - at)
-        at = start + length
+    for start, length in models.ram(config):
+        memory.add(start, length)
     return memory
 
 

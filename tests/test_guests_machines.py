@@ -8,7 +8,7 @@ from cli_tools import vmmsim
 from vmmsim import Machine, guests
 from vmmsim.budget import seconds
 from vmmsim.errors import UsageError
-from vmmsim.exits import BudgetSpent, GuestExit, Halt
+from vmmsim.exits import GuestExit, Halt
 
 TIMERS = ["timer-real", "timer-long", "timer-user"]
 
@@ -48,12 +48,13 @@ def test_timers_tick_in_real_time(backend_name: str, name: str) -> None:
         assert machine.output.data.decode() == guests.load(name).manifest.expected.output
 
 
-def test_a_guest_that_polls_a_port_gets_its_ticks_at_once(backend_name: str) -> None:
-    """Not only when a slice of its instructions is over: 10 ticks of 10 kHz within some 100 ms."""
-    with Machine.for_guest("timer-user", backend=backend_name, clock="host") as machine:
-        end = machine.run(budget=seconds(20))
-        assert not isinstance(end, BudgetSpent)
-        assert machine.counts()["port_read"] < 20_000
+@pytest.mark.unicorn
+def test_a_guest_that_polls_a_port_gets_its_ticks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when a slice of its instructions is over, which took 120,000 reads on the portable engine."""
+    monkeypatch.setenv("VMMSIM_UNICORN", "portable")
+    with Machine.for_guest("timer-user", backend="unicorn", clock="host") as machine:
+        assert machine.run(budget=seconds(20)) == GuestExit(0)
+        assert machine.counts()["port_read"] < 40_000
 
 
 @pytest.mark.unicorn
