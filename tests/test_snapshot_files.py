@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import random
 import struct
@@ -409,6 +410,17 @@ def test_stretches_of_zero_pages_are_found(kinds: list[bool], before: int) -> No
     assert [kind for _, size, kind in found for _ in range(size // PAGE)] == flags
     assert [at for at, _, _ in found] == [sum(size for _, size, _ in found[:n]) for n in range(len(found))]
     assert all(a[2] != b[2] for a, b in pairwise(found))
+
+
+def test_an_image_that_copies_lets_go_of_the_buffer() -> None:
+    buffer = mmap.mmap(-1, RAM.size)
+    buffer[PAGE : 2 * PAGE] = pattern(1)
+
+    image = MemoryImage.of_buffers([RAM], {0: buffer}, copy=True)
+    buffer[PAGE : 2 * PAGE] = pattern(2)
+    buffer.close()  # BufferError, if a view of it were left
+
+    assert [(gpa, bytes(page)) for gpa, page in image.present()] == [(PAGE, pattern(1))]
 
 
 @given(mine=PAGES, theirs=PAGES)

@@ -44,6 +44,7 @@ __all__ = ["SnapshotFile", "flatten", "load", "open_file", "save", "verify"]
 
 _MOST_PARENTS = 256
 _MOST_NEIGHBOURS = 10_000
+_MOST_REMEMBERED = 10_000
 #: A file that changed less than this ago may change once more within the same tick of its time stamps.
 _SETTLED_NS = 2_000_000_000
 _Key = tuple[int, int, int, int, int, str]
@@ -105,6 +106,8 @@ class SnapshotFile:
                 if found != run.hash:
                     raise damaged(f"the pages at {run.gpa:#x} do not have their hash")
         if self._settled:
+            if len(_checked) >= _MOST_REMEMBERED:
+                _checked.clear()
             _checked.add(self._key)
 
     def image(self, parent: MemoryImage | None) -> MemoryImage:
