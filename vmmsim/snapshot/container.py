@@ -70,8 +70,6 @@ class SnapshotFile:
 
     def _read(self, fd: int) -> None:
         status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise SnapshotError("this is not a file", hint="a snapshot is mapped, so it is a file")
         self.header: Header = parse_header(_read(fd, min(HEADER_SIZE, status.st_size)), status.st_size)
         self._key: _Key = (
             status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, self.id,
@@ -143,14 +141,19 @@ def open_file(path: str | Path) -> SnapshotFile:
 
 
 def open_to_read(name: str) -> int:
-    """A descriptor of the file `name`. Raises SnapshotError."""
+    """A descriptor of the regular file `name`. Raises SnapshotError."""
+    # Not to wait for a writer of a FIFO, which is none of ours.
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
-        return os.open(name, flags)
+        fd = os.open(name, flags)
     except FileNotFoundError as error:
         raise SnapshotError(f"there is no file {_quoted(name)}", hint="check the path") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise _unreadable(name, error) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise SnapshotError(f"{_quoted(name)} is not a file", hint="a snapshot is mapped, so it is a file")
+    return fd
 
 
 def _unreadable(name: str, error: OSError | ValueError) -> SnapshotError:
