@@ -209,6 +209,15 @@ def test_a_loaded_snapshot_stays_as_it_is_when_its_file_is_replaced(tmp_path: Pa
     assert loaded == sample()
 
 
+def test_a_file_that_is_not_the_snapshot_that_was_expected(tmp_path: Path) -> None:
+    id = save(sample(), tmp_path / "a")
+    assert load(tmp_path / "a", verify=False, expect=id) == sample()
+    save(msgspec.structs.replace(sample(), generation=9), tmp_path / "a")
+
+    with pytest.raises(SnapshotError, match=f"not {id[:16]}"):
+        load(tmp_path / "a", verify=False, expect=id)
+
+
 def test_pages_are_in_the_file_where_the_runs_say_so_that_they_can_be_mapped(tmp_path: Path) -> None:
     save(sample(), tmp_path / "a")
     memory = load(tmp_path / "a").memory

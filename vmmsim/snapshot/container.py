@@ -171,15 +171,21 @@ def load(
     parents: Iterable[str | Path] = (),
     extra: Mapping[str, type[msgspec.Struct]] | None = None,
     verify: bool = True,
+    expect: str | None = None,
 ) -> Snapshot:
     """The snapshot in the file `path`; its memory is mapped.
 
     Parents are looked for among the files `parents`, then beside the file that names them.
     `extra` maps names of devices that are in no table to the types of their states. Without
-    `verify` the pages' hashes are not checked: for a file that another process has just checked.
-    Raises SnapshotError; then nothing is left open.
+    `verify` the pages' hashes are not checked: for a file that another process has just checked,
+    and whose id, `expect`, it has told. Raises SnapshotError; then nothing is left open.
     """
     chain = _chain(path, parents)
+    if expect is not None and chain[0].id != expect:
+        raise SnapshotError(
+            f"{_quoted(os.fspath(path))} is snapshot {chain[0].id[:16]}, not {expect[:16]}",
+            hint="the file was replaced",
+        )
     try:
         manifest = decode_manifest(chain[0].manifest, extra)
     except SnapshotError as error:
