@@ -36,7 +36,9 @@ def test_import_loads_no_cpu_library() -> None:
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["exits", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["exits", "--help"], ["snapshot", "--help"], ["--version"]]
+)
 def test_help_loads_no_cpu_library(arguments: list[str]) -> None:
     result = python(
         "import sys\n"

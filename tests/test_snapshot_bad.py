@@ -225,6 +225,7 @@ def test_a_zero_run_in_a_whole_file(path: Path) -> None:
         (b"vmmsim-snapshot 1", "not a snapshot"),
         (b"vmmsim-snapshot-pack 1 vmmsim/0.1.0", "this is a packed snapshot"),
         (b"vmmsim-snapshots 1 vmmsim/0.1.0", "a vmmsim-snapshots"),
+        (b"vmmsim-snapshot 1 vmm\x1b[2J", "not a snapshot"),
         (b"QEVM", "not a snapshot"),
         (b"\x7fELF", "not a snapshot"),
         (b"", "not a snapshot"),
@@ -254,10 +255,14 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     for name in (tmp_path, tmp_path / "nothing", tmp_path / "n\0l"):
         with pytest.raises(SnapshotError):
             load(name)
+        with pytest.raises(SnapshotError):
+            unpack(name, tmp_path / "out")
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "fifo")
         with pytest.raises(SnapshotError, match="not a file"):
             load(tmp_path / "fifo")
+        with pytest.raises(SnapshotError, match="not a file"):
+            unpack(tmp_path / "fifo", tmp_path / "out")
 
 
 # The manifest, with right hashes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import random
 import struct
@@ -208,6 +209,15 @@ def test_a_loaded_snapshot_stays_as_it_is_when_its_file_is_replaced(tmp_path: Pa
     assert loaded == sample()
 
 
+def test_a_file_that_is_not_the_snapshot_that_was_expected(tmp_path: Path) -> None:
+    id = save(sample(), tmp_path / "a")
+    assert load(tmp_path / "a", verify=False, expect=id) == sample()
+    save(msgspec.structs.replace(sample(), generation=9), tmp_path / "a")
+
+    with pytest.raises(SnapshotError, match=f"not {id[:16]}"):
+        load(tmp_path / "a", verify=False, expect=id)
+
+
 def test_pages_are_in_the_file_where_the_runs_say_so_that_they_can_be_mapped(tmp_path: Path) -> None:
     save(sample(), tmp_path / "a")
     memory = load(tmp_path / "a").memory
@@ -409,6 +419,17 @@ def test_stretches_of_zero_pages_are_found(kinds: list[bool], before: int) -> No
     assert [kind for _, size, kind in found for _ in range(size // PAGE)] == flags
     assert [at for at, _, _ in found] == [sum(size for _, size, _ in found[:n]) for n in range(len(found))]
     assert all(a[2] != b[2] for a, b in pairwise(found))
+
+
+def test_an_image_that_copies_lets_go_of_the_buffer() -> None:
+    buffer = mmap.mmap(-1, RAM.size)
+    buffer[PAGE : 2 * PAGE] = pattern(1)
+
+    image = MemoryImage.of_buffers([RAM], {0: buffer}, copy=True)
+    buffer[PAGE : 2 * PAGE] = pattern(2)
+    buffer.close()  # BufferError, if a view of it were left
+
+    assert [(gpa, bytes(page)) for gpa, page in image.present()] == [(PAGE, pattern(1))]
 
 
 @given(mine=PAGES, theirs=PAGES)

@@ -60,6 +60,22 @@ def test_the_first_line_is_text_of_64_bytes() -> None:
     assert len(format.first_line()) == len(format.first_line(pack.PACK_NAME)) == 64
 
 
+def test_files_of_a_version_with_a_long_name_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(format, "__version__", "10.11.12.dev1234+g0123456789abcdef.d20261125.and.so.on")
+    save(sample(), tmp_path / "a")
+    pack.pack(tmp_path / "a", tmp_path / "p")
+    pack.unpack(tmp_path / "p", tmp_path / "b")
+
+    assert load(tmp_path / "b") == sample()
+
+
+def test_the_same_snapshot_is_the_same_file(tmp_path: Path) -> None:
+    assert save(sample(), tmp_path / "a") == save(sample(), tmp_path / "b")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in GOLDEN.glob("*.vsnap")))
 def test_golden_files_are_unchanged(name: str) -> None:
     assert hashlib.sha256((GOLDEN / name).read_bytes()).hexdigest() == GOLDEN_HASHES[name]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         ImageError,
         ImageNotFound,
         NotSupported,
+        SnapshotError,
         UsageError,
         VmmsimError,
     )
@@ -46,6 +47,7 @@ _EXPORTS = {
     "Machine": ".machine",
     "MachineConfig": ".config",
     "NotSupported": ".errors",
+    "SnapshotError": ".errors",
     "UsageError": ".errors",
     "VmmsimError": ".errors",
     "insns": ".budget",
@@ -63,6 +65,7 @@ __all__ = [
     "Machine",
     "MachineConfig",
     "NotSupported",
+    "SnapshotError",
     "UsageError",
     "VmmsimError",
     "__version__",

@@ -152,10 +152,10 @@ class _Code:
         They are decoded from the CPU's next instruction on, if that lies before their end.
         """
         for state, rip in self._next:
-            if not gpa - _NEAR <= rip < gpa + length + _NEAR:
+            first = state.linear_rip + gpa - rip
+            if first < 0 or not gpa - _NEAR <= rip < gpa + length + _NEAR:
                 continue
             start = min(length, _NEAR) if rip < gpa + length else 0
-            first = state.linear_rip + gpa - rip
             if start:
                 size = gpa + start + _LONGEST - rip if rip <= gpa + start else _LONGEST
                 found = self._reader.decode(state, state.linear_rip, size=size, count=2 * _NEAR)

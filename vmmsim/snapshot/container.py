@@ -44,6 +44,7 @@ __all__ = ["SnapshotFile", "flatten", "load", "open_file", "save", "verify"]
 
 _MOST_PARENTS = 256
 _MOST_NEIGHBOURS = 10_000
+_MOST_REMEMBERED = 10_000
 #: A file that changed less than this ago may change once more within the same tick of its time stamps.
 _SETTLED_NS = 2_000_000_000
 _Key = tuple[int, int, int, int, int, str]
@@ -69,8 +70,6 @@ class SnapshotFile:
 
     def _read(self, fd: int) -> None:
         status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise SnapshotError("this is not a file", hint="a snapshot is mapped, so it is a file")
         self.header: Header = parse_header(_read(fd, min(HEADER_SIZE, status.st_size)), status.st_size)
         self._key: _Key = (
             status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, self.id,
@@ -105,6 +104,8 @@ class SnapshotFile:
                 if found != run.hash:
                     raise damaged(f"the pages at {run.gpa:#x} do not have their hash")
         if self._settled:
+            if len(_checked) >= _MOST_REMEMBERED:
+                _checked.clear()
             _checked.add(self._key)
 
     def image(self, parent: MemoryImage | None) -> MemoryImage:
@@ -140,14 +141,19 @@ def open_file(path: str | Path) -> SnapshotFile:
 
 
 def open_to_read(name: str) -> int:
-    """A descriptor of the file `name`. Raises SnapshotError."""
+    """A descriptor of the regular file `name`. Raises SnapshotError."""
+    # Not to wait for a writer of a FIFO, which is none of ours.
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
-        return os.open(name, flags)
+        fd = os.open(name, flags)
     except FileNotFoundError as error:
         raise SnapshotError(f"there is no file {_quoted(name)}", hint="check the path") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise _unreadable(name, error) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise SnapshotError(f"{_quoted(name)} is not a file", hint="a snapshot is mapped, so it is a file")
+    return fd
 
 
 def _unreadable(name: str, error: OSError | ValueError) -> SnapshotError:
@@ -165,15 +171,21 @@ def load(
     parents: Iterable[str | Path] = (),
     extra: Mapping[str, type[msgspec.Struct]] | None = None,
     verify: bool = True,
+    expect: str | None = None,
 ) -> Snapshot:
     """The snapshot in the file `path`; its memory is mapped.
 
     Parents are looked for among the files `parents`, then beside the file that names them.
     `extra` maps names of devices that are in no table to the types of their states. Without
-    `verify` the pages' hashes are not checked: for a file that another process has just checked.
-    Raises SnapshotError; then nothing is left open.
+    `verify` the pages' hashes are not checked: for a file that another process has just checked,
+    and whose id, `expect`, it has told. Raises SnapshotError; then nothing is left open.
     """
     chain = _chain(path, parents)
+    if expect is not None and chain[0].id != expect:
+        raise SnapshotError(
+            f"{_quoted(os.fspath(path))} is snapshot {chain[0].id[:16]}, not {expect[:16]}",
+            hint="the file was replaced",
+        )
     try:
         manifest = decode_manifest(chain[0].manifest, extra)
     except SnapshotError as error:

@@ -64,7 +64,7 @@ MOST_RUNS = 1 << 22
 _HEADER = struct.Struct("<8sIIQQQQQQ32s32s32x")
 _RUN = struct.Struct("<QQQII32s")
 _TABLE_ALIGN = 64
-_LINE = re.compile(rb"([a-z-]{1,24}) ([0-9]{1,9}) (\S{1,30}) *\n")
+_LINE = re.compile(rb"([a-z-]{1,24}) ([0-9]{1,9}) ([!-~]{1,45}) *\n")
 _NO_HASH = bytes(32)
 
 assert LINE_SIZE + _HEADER.size + 32 == HEADER_SIZE
@@ -122,7 +122,7 @@ def parse_line(line: bytes, name: str = NAME, version: int = VERSION) -> None:
     found = _LINE.fullmatch(line)
     if found is None or not found[1].startswith(NAME.encode()):
         raise SnapshotError("this is not a snapshot", hint="its first line says vmmsim-snapshot")
-    kind, number, writer = found[1].decode(), int(found[2]), found[3].decode(errors="replace")
+    kind, number, writer = found[1].decode(), int(found[2]), found[3].decode()
     if kind != name:
         packed = kind == f"{NAME}-pack"
         raise SnapshotError(

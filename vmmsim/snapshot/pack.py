@@ -145,15 +145,13 @@ def unpack(path: str | Path, output: str | Path) -> str:
     Raises SnapshotError, and then there is no `output`; HostError when the host cannot write.
     """
     name = os.fspath(path)
-    try:
-        with os.fdopen(open_to_read(name), "rb") as source:
+    with os.fdopen(open_to_read(name), "rb") as source:
+        try:
             codec, header, head = _parse(source.read(_STREAM_AT), os.fstat(source.fileno()).st_size)
             with replacing(output) as file:
                 _expand(source, codec, header, head, file)
-    except IsADirectoryError as error:
-        raise SnapshotError(f"'{name}' is a directory", hint="check the path") from error
-    except SnapshotError as error:
-        raise SnapshotError(f"'{name}': {error.message}", hint=error.hint) from error
+        except SnapshotError as error:
+            raise SnapshotError(f"'{name}': {error.message}", hint=error.hint) from error
     return header.id
 
 

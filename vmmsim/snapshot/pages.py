@@ -134,16 +134,24 @@ class MemoryImage:
 
     @classmethod
     def of_buffers(
-        cls, regions: Iterable[MemoryRegion], buffers: Mapping[int, bytes | memoryview]
+        cls,
+        regions: Iterable[MemoryRegion],
+        buffers: Mapping[int, bytes | memoryview | mmap.mmap],
+        *,
+        copy: bool = False,
     ) -> MemoryImage:
-        """An image over whole buffers by their address, which are looked through for zero pages.
+        """An image of whole buffers by their address, which are looked through for zero pages.
 
-        Nothing is copied: the buffers must not change.
+        With `copy` the other pages are copied, and the buffers are free again; without it nothing is
+        copied, and the buffers must not change.
         """
         own = []
         for gpa, buffer in sorted(buffers.items()):
             view = memoryview(buffer).cast("B")
-            own += [Run(gpa + at, n, view[at : at + n]) for at, n, full in filled(view) if full]
+            for at, length, full in filled(view):
+                if full:
+                    part = view[at : at + length]
+                    own.append(Run(gpa + at, length, memoryview(bytes(part)) if copy else part))
         return cls(regions, own)
 
     def _check_runs(self) -> None:
