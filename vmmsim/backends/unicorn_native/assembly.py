@@ -9,7 +9,8 @@ shared); out (uc, port, size, value, shared); read, write (uc, kind, gpa, size, 
 piece (uc, offset, size, hole), a hole being {address of its start, shared}; trap (uc, vector,
 shared). They call Python as: in (port, size, flags); out (port, size,
 value, flags); read (gpa, size, flags); write (gpa, size, value, flags); piece (gpa, size);
-trap (vector). Python calls start () and stop ().
+trap (vector). Python calls start () and stop (). QEMU calls fill (CPUState, address, size, kind,
+table, probe, return address).
 """
 
 from __future__ import annotations
@@ -334,6 +335,70 @@ slow:
     pop rbx
     ret
 """,
+    # R9 = the TLB's entry: addr_read, addr_write, addr_code, paddr, addend. R11 = the page's byte.
+    # Bit 0x800 of an address makes it one that no access hits, bit 0x400 (of addr_write) is a
+    # store's slow way, which looks for code. An access of kind 2 is a fetch.
+    "fill": """
+    push rbx
+    push rdi
+    push rsi
+    push rcx
+    push r8
+    sub rsp, 8
+    push qword ptr [rsp+0x38]
+    movabs rbx, CALLBACK
+    call qword ptr [rbx+FILL]
+    add rsp, 16
+    pop r8
+    pop rcx
+    pop rsi
+    pop rdi
+    test al, al
+    je done
+    mov r8d, r8d
+    shl r8, 4
+    add r8, [rbx+TLB]
+    add r8, rdi
+    mov r9, rsi
+    shr r9, 6
+    and r9, [r8]
+    add r9, [r8+8]
+    mov r10, rsi
+    and r10, -0x1000
+    mov r11, [r9+24]
+    shr r11, 12
+    cmp r11, [rbx+PAGE_COUNT]
+    jae done
+    add r11, [rbx+PAGES]
+    cmp ecx, 2
+    je fetch
+    lea rcx, [r10+0x800]
+    cmp byte ptr [r11], 0
+    jne guarded
+    mov [r9+16], rcx
+    lea rcx, [r10+0x400]
+    cmp [r9+8], rcx
+    jne done
+    mov [r9+8], r10
+done:
+    pop rbx
+    ret
+guarded:
+    cmp qword ptr [r9+16], -1
+    jne done
+    mov [r9+16], rcx
+    jmp done
+fetch:
+    cmp byte ptr [r11], 0
+    jne done
+    mov byte ptr [r11], 1
+    mov rsi, r10
+    add rsi, [r9+32]
+    mov edx, 0x1000
+    call qword ptr [rbx+PROTECT]
+    mov eax, 1
+    jmp done
+""",
     "start": """
     movabs rax, CALLBACK
     mov rdi, [rax+ENGINE]
@@ -410,6 +475,13 @@ CODE = {
         "535741544c89c34889f789d648b82222222222222222ffd0415c5f5bc3"
     ),
     "leave": bytes.fromhex("534889fb48b81111111111111111ffd04889df31f648b83333333333333333ffd05bc3"),
+    "fill": bytes.fromhex(
+        "5357565141504883ec08ff74243848bb2222222222222222ff93d80000004883c4104158595e5f84c074684589"
+        "c049c1e0044c0383e80000004901f84989f149c1e9064d23084d0348084989f24981e200f0ffff4d8b591849c1"
+        "eb0c4c3b9bf8000000732e4c039bf000000083f9027431498d8a0008000041803b00751749894910498d8a0004"
+        "00004939490875044d8951085bc349837910ff75f749894910ebf141803b0075eb41c603014c89d649037120ba"
+        "00100000ff93e0000000b801000000ebce"
+    ),
     "start": bytes.fromhex(
         "48b82222222222222222488bb888000000488b7020488bb64444444431d231c94531c048895018488950584889"
         "9080000000ffa090000000"

@@ -34,6 +34,7 @@ from .thunks import (
     Shared,
     Thunks,
 )
+from .tlb import StoreGuard
 
 if TYPE_CHECKING:
     from ..base import AccessHandler
@@ -45,6 +46,7 @@ _CODE64 = 1 << 15  # HF_CS64
 _COMPARING = b"\xa6\xa7\xae\xaf"
 _M64 = (1 << 64) - 1
 
+_TLB_FLUSH = uc_const.UC_CTL_IO_WRITE << 30 | uc_const.UC_CTL_TLB_FLUSH
 _BLOCKS = Shared.BLOCKS  # a module's name is found faster than a class's attribute
 
 # What the thunks call: see `thunks`.
@@ -104,8 +106,10 @@ class ReplayCutter(AccessCutter):
         self._leave_thunk = self._thunks.make("leave")
         self._tail_hook: Any = None
         self._watched = False
+        self._guard: StoreGuard | None = None
         self._watch(True)
         self._find_cpu()
+        self._guard_stores()
         self._install()
         if self._counting:
             self._counting = False
@@ -130,6 +134,20 @@ class ReplayCutter(AccessCutter):
         self._cs_base = _view(ctypes.c_uint64, address + layout.segments + 24 + 8)
         self._paging = _Paging(address + layout.cr, address + layout.efer)
         self._engine_halted = _view(ctypes.c_uint32, address + engine_offsets().halted)
+
+    def _guard_stores(self) -> None:
+        """Make stores quick where no code is. VMCB is what was executed just now."""
+        end = max((region.end for region in self.vm.regions), default=0)
+        guard = StoreGuard((end + PAGE - 1) // PAGE)
+        if guard.install(self._thunks, VMCB):
+            self._guard = guard
+            self._flush()
+
+    def _flush(self) -> None:
+        super()._flush()
+        if self._guard is not None:
+            check(uclib.uc_ctl(self._handle, _TLB_FLUSH), "flush the TLB")
+            self._guard.forget()
 
     def _watch(self, watched: bool) -> None:
         """Change between running watched, with the block hook, and running free, without.
