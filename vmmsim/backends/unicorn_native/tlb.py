@@ -104,13 +104,19 @@ def _plausible(mask: int, table: int) -> bool:
     )
 
 
+#: How far into CPUState the pointer to its class was found.
+_found: list[int] = []
+
+
 def _pointer_to(walk: int, cpu: int, env: int) -> int | None:
     """Where the class of CPUState has the pointer to the walk. CPUState, which lies before the CPU
     structure `env`, points to it; it is behind `env`, and has the pointer twice: the walk in use, then
-    that of the CPU itself."""
-    for known in (ctypes.c_uint64 * ((env - cpu) // 8)).from_address(cpu):
+    that of the CPU itself. In the next engine it is looked for where it was in the last."""
+    for at in (*_found, *range(0, env - cpu, 8)):
+        known = _word(cpu + at).value
         if env < known < env + _NEAR_CLASS and not known & 7:
             for place in range(known, known + _CLASS_BYTES, 8):
                 if _word(place).value == _word(place + 8).value == walk:
+                    _found[:] = [at]
                     return place
     return None
