@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 __all__ = ["DRAIN", "INLINE", "ONE", "ReplayCutter"]
 
 _CODE64 = 1 << 15  # HF_CS64
+#: IN and OUT.
+_PORT_OPCODES = b"\xe4\xe5\xe6\xe7\xec\xed\xee\xef"
 _COMPARING = b"\xa6\xa7\xae\xaf"
 _M64 = (1 << 64) - 1
 
@@ -82,6 +84,8 @@ class ReplayCutter(AccessCutter):
         #: Whether the access at which the engine was left is made.
         self._made = False
         self._want_truth = self._want_watch = False
+        #: How many accesses free code may still make before it is watched.
+        self._free_accesses = 0
         #: An instruction is being executed alone.
         self._alone = False
         self._truthful = False
@@ -208,7 +212,7 @@ class ReplayCutter(AccessCutter):
                 if flags & FLAG_USER and me._port_denied(port, size):
                     return 0
                 if not me._watched:
-                    return me._be_watched()
+                    return me._free_access(PortRead, port, size, 0)
                 return me._access(PortRead, port, size, 0, flags & FLAG_INDEX)
             try:
                 return port_read(port, size)
@@ -220,7 +224,7 @@ class ReplayCutter(AccessCutter):
                 if flags & FLAG_USER and me._port_denied(port, size):
                     return
                 if not me._watched:
-                    me._be_watched()
+                    me._free_access(PortWrite, port, size, value)
                     return
                 me._access(PortWrite, port, size, value, flags & FLAG_INDEX)
                 return
@@ -394,6 +398,24 @@ class ReplayCutter(AccessCutter):
         code64 = bool(self._hidden[0] & _CODE64)
         return rip if code64 else (rip + self._cs_base[0]) & 0xFFFFFFFF, code64, self._paging
 
+    def _free_access(self, cls: type[Access], port: int, size: int, value: int) -> int:
+        """IN or OUT in free code. A few are made there: a timer's handler must not cost a guest its
+        freedom. If the engine is left in it, it is in the log, and the rest of the instruction is
+        executed in watched code. INS and OUTS access memory, too, and are not for free code."""
+        words = self._words
+        words[Shared.MADE], words[Shared.INDEX] = 1, 0
+        if not self._free_accesses or self._opcode()[1] not in _PORT_OPCODES:
+            words[Shared.MADE] = 0
+            return self._be_watched()
+        self._free_accesses -= 1
+        try:
+            if cls is PortRead:
+                return self._port_read(port, size)
+            self._port_write(port, size, value)
+        except BaseException as error:
+            return self._failed(error, size)
+        return 0
+
     def _be_watched(self) -> int:
         """An access in free code: leave before it is made, to meet it again in watched code."""
         self._want_watch = True
@@ -434,8 +456,12 @@ class ReplayCutter(AccessCutter):
         """Where no clock counts it is enough to stop at the next block."""
         if self.vm.options.exact_interrupts or self._in_trap:
             self._stop_soon()
+        elif self._words[Shared.MADE]:
+            self._words[Shared.BEHIND] = 1
         else:
             self._words[Shared.LIMIT] = self._words[Shared.END] = 0
+            if not self._watched:
+                self._stop_engine()
 
     def _trapped(self, number: int) -> str | None:
         """An intercept; or QEMU's own delivery met a fault, and nothing of the guest has changed:

@@ -105,7 +105,11 @@ class Shared:
     TLB = 29  #: offset of the TLB's tables in CPUState
     PAGES = 30  #: address of a byte for each page of guest memory: not 0 if it may hold translated code
     PAGE_COUNT = 31
-    COUNT = 32
+    MADE = 32  #: not 0: the IN or OUT at hand was made by free code
+    BEHIND = 33  #: not 0: then the engine is to stop at the block behind it
+    PORTS = 34  #: accesses so far: IN and OUT,
+    MMIO = 35  #: and others
+    COUNT = 36
 
 
 #: What the thunks call of Unicorn's library.
