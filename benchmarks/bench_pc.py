@@ -40,10 +40,12 @@ _IDLE = bytes.fromhex("b0ffe621fbf4ebfd")
 def _pc(code: bytes, backend: str) -> Iterator[Machine]:
     """`backend` may name Unicorn's engine: unicorn/native."""
     name, _, way = backend.partition("/")
-    with engine(way) if way else contextlib.nullcontext():
-        with Machine(backend=name, model="pc", memory=1 << 20, without=("char-in",)) as machine:
-            machine.load(load_flat(code, name="benchmark", load_address=CODE, mode="l64"))
-            yield machine
+    with (
+        engine(way) if way else contextlib.nullcontext(),
+        Machine(backend=name, model="pc", memory=1 << 20, without=("char-in",)) as machine,
+    ):
+        machine.load(load_flat(code, name="benchmark", load_address=CODE, mode="l64"))
+        yield machine
 
 
 def _spin(backend: str, turns: int, timer: bool) -> float:
