@@ -49,6 +49,8 @@ _BRIEF, _MOST_PATIENCE = 0.2, 64
 #: second, and at each tick of a timer. Fewer a second than the other number are no reason to
 #: watch.
 _FREE_ACCESSES, _SPARSE = 16, 4000
+#: How often in a row free code is asked again whether it takes an interrupt.
+_MISSES = 3
 
 
 class NativeVcpu(ReplayCutter):
@@ -59,7 +61,7 @@ class NativeVcpu(ReplayCutter):
         # Reentrant: a signal handler of the thread that holds it may call cancel().
         self._kick_lock = threading.RLock()
         self._free_running = False
-        self._free_starts = 0
+        self._free_starts = self._misses = 0
         #: Slices without an access, how many of them let the guest run free, and since when
         #: it does.
         self._quiet, self._patience, self._freed = 0, 1, 0.0
@@ -80,7 +82,8 @@ class NativeVcpu(ReplayCutter):
 
     @property
     def tick_seconds(self) -> float:
-        return 0.001 if (self._cancelled or self._look) and self._free_running else TICK_SECONDS
+        soon = self._cancelled or self._look or self._want
+        return 0.001 if soon and self._free_running else TICK_SECONDS
 
     def signs_of_life(self) -> tuple[bool, int]:
         return self._free_running, self._free_starts
@@ -153,8 +156,10 @@ class NativeVcpu(ReplayCutter):
                 words[_SPECIAL] = 0 if plain else FLAG_SPECIAL
                 words[_END] = end = words[_BYTES] + _SLICE
                 words[_LIMIT] = 0 if self._want else end
+                if not self._want:
+                    self._misses = 0
                 if self._want and not self._watched:
-                    self._end_freedom()
+                    self._await_window()
                 if self._counting:
                     words[Shared.INSN_LIMIT] = min(budget, self._alarm)
                 if self._cancelled or self._look:  # it was set after the tests above, before the limit
@@ -226,7 +231,7 @@ class NativeVcpu(ReplayCutter):
         if self._engine_halted[0]:
             return Halt()
         reason = self._words[Shared.REASON]
-        if reason == 3:
+        if reason == 3 or (self._want and not self._watched):
             self._look = True
         elif reason == 1 and not (self._look or self._cancelled):
             self._consider_freedom()
@@ -241,6 +246,16 @@ class NativeVcpu(ReplayCutter):
         self._watch(True)
         brief = time.monotonic() - self._freed < _BRIEF
         self._patience = min(2 * self._patience, _MOST_PATIENCE) if brief else 1
+
+    def _await_window(self) -> None:
+        """An interrupt is pending that free code cannot take yet. Mostly it is in the handler of
+        another: a millisecond later it has left that. Else only watched code knows when."""
+        self._misses += 1
+        if self._misses > _MISSES or self.vm.options.exact_interrupts:
+            self._misses = 0
+            self._end_freedom()
+        else:
+            hurry()
 
     def _consider_freedom(self) -> None:
         """At the end of a slice: code that makes few accesses need not be watched. Each change
