@@ -26,8 +26,9 @@ MIX = bytes.fromhex("b978563412bb00900000488b034801c848894308e805000000ffc975edf
 _SIZE = 1 << 20
 
 
-def _code(guest: tuple[bytes, int], turns: int) -> bytes:
-    return guest[0].replace(bytes.fromhex("78563412"), turns.to_bytes(4, "little"))
+def count_in(code: bytes, turns: int) -> bytes:
+    """`code` with its number of turns."""
+    return code.replace(bytes.fromhex("78563412"), turns.to_bytes(4, "little"))
 
 
 def _machine(code: bytes, insns: int, way: str) -> float:
@@ -39,7 +40,8 @@ def _machine(code: bytes, insns: int, way: str) -> float:
     return insns / seconds
 
 
-def _bare(code: bytes, insns: int) -> float:
+def bare(code: bytes, insns: int) -> float:
+    """Instructions a second of code that ends with HLT and leaves 0 in RCX, under emu_start."""
     from unicorn import UC_ARCH_X86, UC_MODE_64, UC_PROT_ALL
     from unicorn.unicorn_py3.unicorn import Uc
     from unicorn.x86_const import UC_X86_REG_RCX, UC_X86_REG_RSP
@@ -69,11 +71,11 @@ def _run(
     turns = 10_000 if quick else turns
     if way == "portable":
         turns = min(turns, 1_000 if quick else 100_000)
-    code, insns = _code(guest, turns), 1 + guest[1] * turns
+    code, insns = count_in(guest[0], turns), 1 + guest[1] * turns
     result = compare(
         name,
         lambda: _machine(code, insns, way),
-        lambda: _bare(code, insns),
+        lambda: bare(code, insns),
         unit="instructions/s",
         goal=goal,
         backend=f"unicorn/{way}",

@@ -20,6 +20,7 @@ _GROUPS = (
     "bench_startup",
     "bench_machines",
     "bench_traps",
+    "bench_pc",
     "bench_linux",
 )
 

@@ -9,7 +9,8 @@ shared); out (uc, port, size, value, shared); read, write (uc, kind, gpa, size, 
 piece (uc, offset, size, hole), a hole being {address of its start, shared}; trap (uc, vector,
 shared). They call Python as: in (port, size, flags); out (port, size,
 value, flags); read (gpa, size, flags); write (gpa, size, value, flags); piece (gpa, size);
-trap (vector). Python calls start () and stop ().
+trap (vector). Python calls start () and stop (). QEMU calls fill (CPUState, address, size, kind,
+table, probe, return address).
 """
 
 from __future__ import annotations
@@ -100,6 +101,21 @@ _LEAVE_IF_ASKED = """
     movabs rax, CHECK_EXIT
     call rax
 """
+# Behind an IN or OUT: forget that free code has made it, and stop at the next block if that was
+# asked for.
+_STAY = """
+    cmp qword ptr [rbx+MADE], 0
+    je stay
+    xor eax, eax
+    mov [rbx+MADE], rax
+    xchg rax, [rbx+BEHIND]
+    test rax, rax
+    je stay
+    mov rdi, [rsp+8]
+    movabs rax, UC_EMU_STOP
+    call rax
+stay:
+"""
 
 _SOURCES = {
     "block": """
@@ -189,23 +205,25 @@ stop:
     "in": f"""
     {_ENTER}
     mov rbx, rcx
+    inc qword ptr [rbx+PORTS]
     {_COUNT}{_USER}
     mov edi, esi
     mov esi, edx
     mov edx, eax
-    {_ASK}{_KEEP_ANSWER}{_LEAVE_IF_ASKED}
+    {_ASK}{_KEEP_ANSWER}{_LEAVE_IF_ASKED}{_STAY}
     mov rax, r12
     {_RETURN}
 """,
     "out": f"""
     {_ENTER}
     mov rbx, r8
+    inc qword ptr [rbx+PORTS]
     {_COUNT}{_USER}
     mov edi, esi
     mov esi, edx
     mov edx, ecx
     mov ecx, eax
-    {_ASK}{_LEAVE_IF_ASKED}
+    {_ASK}{_LEAVE_IF_ASKED}{_STAY}
     {_RETURN}
 """,
     # FLAG_CROSSES; the window for the pieces, 8 bytes below the access; ARMED if the first
@@ -213,6 +231,7 @@ stop:
     "read": f"""
     {_ENTER}
     mov rbx, r9
+    inc qword ptr [rbx+MMIO]
     {_COUNT}
     mov r10d, edx
     and r10d, 0xfff
@@ -247,6 +266,7 @@ whole:
     dec qword ptr [rbx+SKIP]
     jmp done
 shown:
+    inc qword ptr [rbx+MMIO]
     {_COUNT}
     mov r12, r8
     mov r10d, ecx
@@ -336,6 +356,70 @@ slow:
     pop rbx
     ret
 """,
+    # R9 = the TLB's entry: addr_read, addr_write, addr_code, paddr, addend. R11 = the page's byte.
+    # Bit 0x800 of an address makes it one that no access hits, bit 0x400 (of addr_write) is a
+    # store's slow way, which looks for code. An access of kind 2 is a fetch.
+    "fill": """
+    push rbx
+    push rdi
+    push rsi
+    push rcx
+    push r8
+    sub rsp, 8
+    push qword ptr [rsp+0x38]
+    movabs rbx, CALLBACK
+    call qword ptr [rbx+FILL]
+    add rsp, 16
+    pop r8
+    pop rcx
+    pop rsi
+    pop rdi
+    test al, al
+    je done
+    mov r8d, r8d
+    shl r8, 4
+    add r8, [rbx+TLB]
+    add r8, rdi
+    mov r9, rsi
+    shr r9, 6
+    and r9, [r8]
+    add r9, [r8+8]
+    mov r10, rsi
+    and r10, -0x1000
+    mov r11, [r9+24]
+    shr r11, 12
+    cmp r11, [rbx+PAGE_COUNT]
+    jae done
+    add r11, [rbx+PAGES]
+    cmp ecx, 2
+    je fetch
+    lea rcx, [r10+0x800]
+    cmp byte ptr [r11], 0
+    jne guarded
+    mov [r9+16], rcx
+    lea rcx, [r10+0x400]
+    cmp [r9+8], rcx
+    jne done
+    mov [r9+8], r10
+done:
+    pop rbx
+    ret
+guarded:
+    cmp qword ptr [r9+16], -1
+    jne done
+    mov [r9+16], rcx
+    jmp done
+fetch:
+    cmp byte ptr [r11], 0
+    jne done
+    mov byte ptr [r11], 1
+    mov rsi, r10
+    add rsi, [r9+32]
+    mov edx, 0x1000
+    call qword ptr [rbx+PROTECT]
+    mov eax, 1
+    jmp done
+""",
     "start": """
     movabs rax, CALLBACK
     mov rdi, [rax+ENGINE]
@@ -382,36 +466,47 @@ CODE = {
     ),
     "insn": bytes.fromhex("488b4128483b41307d0848ffc048894128c348c741180200000048b81111111111111111ffe0"),
     "in": bytes.fromhex(
-        "535741544889cb488b43604c8b53204d8b92444444444c8b5b104c3b536875104c3b5b70750a48ff4378480343"
-        "78eb104c8953684c895b7048c74378000000004c8b532041f682232323230374050d0000100089f789d689c248"
-        "b82222222222222222ffd04989c448898398000000488b7c240831f648b83333333333333333ffd04c89e0415c"
-        "5f5bc3"
+        "535741544889cb48ff8310010000488b43604c8b53204d8b92444444444c8b5b104c3b536875104c3b5b70750a"
+        "48ff437848034378eb104c8953684c895b7048c74378000000004c8b532041f682232323230374050d00001000"
+        "89f789d689c248b82222222222222222ffd04989c448898398000000488b7c240831f648b83333333333333333"
+        "ffd04883bb0001000000742631c048898300010000488783080100004885c07411488b7c240848b81111111111"
+        "111111ffd04c89e0415c5f5bc3"
     ),
     "out": bytes.fromhex(
-        "535741544c89c3488b43604c8b53204d8b92444444444c8b5b104c3b536875104c3b5b70750a48ff4378480343"
-        "78eb104c8953684c895b7048c74378000000004c8b532041f682232323230374050d0000100089f789d689ca89"
-        "c148b82222222222222222ffd04989c4488b7c240831f648b83333333333333333ffd0415c5f5bc3"
+        "535741544c89c348ff8310010000488b43604c8b53204d8b92444444444c8b5b104c3b536875104c3b5b70750a"
+        "48ff437848034378eb104c8953684c895b7048c74378000000004c8b532041f682232323230374050d00001000"
+        "89f789d689ca89c148b82222222222222222ffd04989c4488b7c240831f648b83333333333333333ffd04883bb"
+        "0001000000742631c048898300010000488783080100004885c07411488b7c240848b81111111111111111ffd0"
+        "415c5f5bc3"
     ),
     "read": bytes.fromhex(
-        "535741544c89cb488b43604c8b53204d8b92444444444c8b5b104c3b536875104c3b5b70750a48ff4378480343"
-        "78eb104c8953684c895b7048c74378000000004189d24181e2ff0f0000458d1c0a4181fb0010000076050d0000"
-        "01004c8d5af84c895b384531db4139ca410f92c34c895b584889d789ce89c248b82222222222222222ffd04989"
-        "c448898398000000488b7c240831f648b83333333333333333ffd04c896348b801000000415c5f5bc3"
+        "535741544c89cb48ff8318010000488b43604c8b53204d8b92444444444c8b5b104c3b536875104c3b5b70750a"
+        "48ff437848034378eb104c8953684c895b7048c74378000000004189d24181e2ff0f0000458d1c0a4181fb0010"
+        "000076050d000001004c8d5af84c895b384531db4139ca410f92c34c895b584889d789ce89c248b82222222222"
+        "222222ffd04989c448898398000000488b7c240831f648b83333333333333333ffd04c896348b801000000415c"
+        "5f5bc3"
     ),
     "write": bytes.fromhex(
-        "535741544c89cb4883bb8000000000740c48ff8b80000000e9f6000000488b43604c8b53204d8b92444444444c"
-        "8b5b104c3b536875104c3b5b70750a48ff437848034378eb104c8953684c895b7048c74378000000004d89c441"
-        "89caf7d98d0ccd4000000049d3e449d3ec4489d14d85e475344c8b53204d8b9a666666664d039a777777774929"
-        "d341f7c3ff0f00007516410fbaa2888888881f7206664585db75050d000002004189d34181e3ff0f0000751383"
-        "f901750e83bf555555550074050d000004004101cb4181fb0010000076050d00000100448d51ff4185d2740748"
-        "898b800000004889d789ce4c89e289c148b82222222222222222ffd04989c4488b7c240831f648b83333333333"
-        "333333ffd0b801000000415c5f5bc3"
+        "535741544c89cb4883bb8000000000740c48ff8b80000000e9fd00000048ff8318010000488b43604c8b53204d"
+        "8b92444444444c8b5b104c3b536875104c3b5b70750a48ff437848034378eb104c8953684c895b7048c7437800"
+        "0000004d89c44189caf7d98d0ccd4000000049d3e449d3ec4489d14d85e475344c8b53204d8b9a666666664d03"
+        "9a777777774929d341f7c3ff0f00007516410fbaa2888888881f7206664585db75050d000002004189d34181e3"
+        "ff0f0000751383f901750e83bf555555550074050d000004004101cb4181fb0010000076050d00000100448d51"
+        "ff4185d2740748898b800000004889d789ce4c89e289c148b82222222222222222ffd04989c4488b7c240831f6"
+        "48b83333333333333333ffd0b801000000415c5f5bc3"
     ),
     "piece": bytes.fromhex(
         "4803314c8b4108f7c6ff0f0000750b31c0498740584885c074134889f0492b40384883f8187306498b440040c3"
         "535741544c89c34889f789d648b82222222222222222ffd0415c5f5bc3"
     ),
     "leave": bytes.fromhex("534889fb48b81111111111111111ffd04889df31f648b83333333333333333ffd05bc3"),
+    "fill": bytes.fromhex(
+        "5357565141504883ec08ff74243848bb2222222222222222ff93d80000004883c4104158595e5f84c074684589"
+        "c049c1e0044c0383e80000004901f84989f149c1e9064d23084d0348084989f24981e200f0ffff4d8b591849c1"
+        "eb0c4c3b9bf8000000732e4c039bf000000083f9027431498d8a0008000041803b00751749894910498d8a0004"
+        "00004939490875044d8951085bc349837910ff75f749894910ebf141803b0075eb41c603014c89d649037120ba"
+        "00100000ff93e0000000b801000000ebce"
+    ),
     "start": bytes.fromhex(
         "48b82222222222222222488bb888000000488b7020488bb64444444431d231c94531c048895018488950584889"
         "9080000000ffa090000000"

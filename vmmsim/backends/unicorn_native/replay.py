@@ -34,6 +34,7 @@ from .thunks import (
     Shared,
     Thunks,
 )
+from .tlb import StoreGuard
 
 if TYPE_CHECKING:
     from ..base import AccessHandler
@@ -42,9 +43,12 @@ if TYPE_CHECKING:
 __all__ = ["DRAIN", "INLINE", "ONE", "ReplayCutter"]
 
 _CODE64 = 1 << 15  # HF_CS64
+#: IN and OUT.
+_PORT_OPCODES = b"\xe4\xe5\xe6\xe7\xec\xed\xee\xef"
 _COMPARING = b"\xa6\xa7\xae\xaf"
 _M64 = (1 << 64) - 1
 
+_TLB_FLUSH = uc_const.UC_CTL_IO_WRITE << 30 | uc_const.UC_CTL_TLB_FLUSH
 _BLOCKS = Shared.BLOCKS  # a module's name is found faster than a class's attribute
 
 # What the thunks call: see `thunks`.
@@ -82,6 +86,8 @@ class ReplayCutter(AccessCutter):
         #: Whether the access at which the engine was left is made.
         self._made = False
         self._want_truth = self._want_watch = False
+        #: How many accesses free code may still make before it is watched.
+        self._free_accesses = 0
         #: An instruction is being executed alone.
         self._alone = False
         self._truthful = False
@@ -106,8 +112,10 @@ class ReplayCutter(AccessCutter):
         self._leave_thunk = self._thunks.make("leave")
         self._tail_hook: Any = None
         self._watched = False
+        self._guard: StoreGuard | None = None
         self._watch(True)
         self._find_cpu()
+        self._guard_stores()
         self._install()
         if self._counting:
             self._counting = False
@@ -132,6 +140,20 @@ class ReplayCutter(AccessCutter):
         self._cs_base = _view(ctypes.c_uint64, address + layout.segments + 24 + 8)
         self._paging = _Paging(address + layout.cr, address + layout.efer)
         self._engine_halted = _view(ctypes.c_uint32, address + engine_offsets().halted)
+
+    def _guard_stores(self) -> None:
+        """Make stores quick where no code is. VMCB is what was executed just now."""
+        end = max((region.end for region in self.vm.regions), default=0)
+        guard = StoreGuard((end + PAGE - 1) // PAGE)
+        if guard.install(self._thunks, VMCB):
+            self._guard = guard
+            self._flush()
+
+    def _flush(self) -> None:
+        super()._flush()
+        if self._guard is not None:
+            check(uclib.uc_ctl(self._handle, _TLB_FLUSH), "flush the TLB")
+            self._guard.forget()
 
     def _watch(self, watched: bool) -> None:
         """Change between running watched, with the block hook, and running free, without.
@@ -192,7 +214,7 @@ class ReplayCutter(AccessCutter):
                 if flags & FLAG_USER and me._port_denied(port, size):
                     return 0
                 if not me._watched:
-                    return me._be_watched()
+                    return me._free_access(PortRead, port, size, 0)
                 return me._access(PortRead, port, size, 0, flags & FLAG_INDEX)
             try:
                 return port_read(port, size)
@@ -204,7 +226,7 @@ class ReplayCutter(AccessCutter):
                 if flags & FLAG_USER and me._port_denied(port, size):
                     return
                 if not me._watched:
-                    me._be_watched()
+                    me._free_access(PortWrite, port, size, value)
                     return
                 me._access(PortWrite, port, size, value, flags & FLAG_INDEX)
                 return
@@ -378,6 +400,24 @@ class ReplayCutter(AccessCutter):
         code64 = bool(self._hidden[0] & _CODE64)
         return rip if code64 else (rip + self._cs_base[0]) & 0xFFFFFFFF, code64, self._paging
 
+    def _free_access(self, cls: type[Access], port: int, size: int, value: int) -> int:
+        """IN or OUT in free code. A few are made there: a timer's handler must not cost a guest its
+        freedom. If the engine is left in it, it is in the log, and the rest of the instruction is
+        executed in watched code. INS and OUTS access memory, too, and are not for free code."""
+        words = self._words
+        words[Shared.MADE], words[Shared.INDEX] = 1, 0
+        if not self._free_accesses or self._opcode()[1] not in _PORT_OPCODES:
+            words[Shared.MADE] = 0
+            return self._be_watched()
+        self._free_accesses -= 1
+        try:
+            if cls is PortRead:
+                return self._port_read(port, size)
+            self._port_write(port, size, value)
+        except BaseException as error:
+            return self._failed(error, size)
+        return 0
+
     def _be_watched(self) -> int:
         """An access in free code: leave before it is made, to meet it again in watched code."""
         self._want_watch = True
@@ -418,8 +458,12 @@ class ReplayCutter(AccessCutter):
         """Where no clock counts it is enough to stop at the next block."""
         if self.vm.options.exact_interrupts or self._in_trap:
             self._stop_soon()
+        elif self._words[Shared.MADE]:
+            self._words[Shared.BEHIND] = 1
         else:
             self._words[Shared.LIMIT] = self._words[Shared.END] = 0
+            if not self._watched:
+                self._stop_engine()
 
     def _trapped(self, number: int) -> str | None:
         """An intercept; or QEMU's own delivery met a fault, and nothing of the guest has changed:

@@ -22,6 +22,8 @@ What no documented call offers, and what costs next to nothing in machine code:
   x86_cpu_do_interrupt, which Unicorn never calls. Python is asked for what is no exception (an
   intercept, see `unicorn_traps`), and when the delivery itself faulted: QEMU then leaves by
   longjmp and comes with the new exception.
+* `fill` is QEMU's walk of the page tables for a TLB entry, x86_cpu_tlb_fill, and then makes the
+  entry one by which stores are quick, unless the page holds code: see `tlb`.
 * `start` and `stop` are uc_emu_start from RIP on, with the words of a run reset, and
   uc_emu_stop. They take no arguments: ctypes needs longer for those of uc_emu_start than
   for the call.
@@ -54,6 +56,7 @@ __all__ = [
     "FLAG_ZERO",
     "Shared",
     "Thunks",
+    "symbol",
 ]
 
 #: Flags, above the number of accesses that the instruction has made before.
@@ -96,7 +99,17 @@ class Shared:
     ERROR = 24  #: error code,
     SOFT = 25  #: and whether it is of INT n, INT3 or INTO
     TRAPS = 26  #: exceptions delivered so far
-    COUNT = 27
+    # Of the fill thunk, see `tlb`:
+    FILL = 27  #: address of x86_cpu_tlb_fill
+    PROTECT = 28  #: address of tlb_reset_dirty
+    TLB = 29  #: offset of the TLB's tables in CPUState
+    PAGES = 30  #: address of a byte for each page of guest memory: not 0 if it may hold translated code
+    PAGE_COUNT = 31
+    MADE = 32  #: not 0: the IN or OUT at hand was made by free code
+    BEHIND = 33  #: not 0: then the engine is to stop at the block behind it
+    PORTS = 34  #: accesses so far: IN and OUT,
+    MMIO = 35  #: and others
+    COUNT = 36
 
 
 #: What the thunks call of Unicorn's library.
@@ -108,7 +121,7 @@ _SYMBOLS = {
 }
 
 
-def _symbol(name: str) -> int | None:
+def symbol(name: str) -> int | None:
     """The address of a symbol of Unicorn's library, None when it exports no such."""
     try:
         return ctypes.cast(getattr(uclib, name), ctypes.c_void_p).value
@@ -127,10 +140,10 @@ class Thunks:
         """`engine` is the engine's handle, `layout` tells where things are in the CPU structure,
         `recursion` is the offset of `size_recur_mem` in uc_struct."""
         self._addresses: dict[str, int] = {}
-        for slot, symbol in _SYMBOLS.items():
-            address = _symbol(symbol)
+        for slot, name in _SYMBOLS.items():
+            address = symbol(name)
             if address is None:
-                raise NotSupported(f"this build of Unicorn exports no {symbol}")
+                raise NotSupported(f"this build of Unicorn exports no {name}")
             self._addresses[slot] = address
         self._offsets = {
             "RIP": layout.registers + 16 * 8,

@@ -45,6 +45,12 @@ _INHIBIT = 1 << 3  # HF_INHIBIT_IRQ
 #: Freedom shorter than this many seconds was not worth its price; at most so many slices
 #: without an access are waited for before the next.
 _BRIEF, _MOST_PATIENCE = 0.2, 64
+#: Free code may make so many accesses to ports before Python has looked around: several times a
+#: second, and at each tick of a timer. Fewer a second than the other number are no reason to
+#: watch.
+_FREE_ACCESSES, _SPARSE = 16, 4000
+#: How often in a row free code is asked again whether it takes an interrupt.
+_MISSES = 3
 
 
 class NativeVcpu(ReplayCutter):
@@ -55,10 +61,12 @@ class NativeVcpu(ReplayCutter):
         # Reentrant: a signal handler of the thread that holds it may call cancel().
         self._kick_lock = threading.RLock()
         self._free_running = False
+        self._free_starts = self._misses = 0
         #: Slices without an access, how many of them let the guest run free, and since when
         #: it does.
         self._quiet, self._patience, self._freed = 0, 1, 0.0
-        self._last_access: Any = None
+        #: Accesses to ports, other accesses, and the time, at the end of the last slice.
+        self._last_slice: tuple[int, int, float] | None = None
         self.open(vm.uc)
         self.codec.write_state(CpuState())
         self._arm(hlt=False)
@@ -74,16 +82,21 @@ class NativeVcpu(ReplayCutter):
 
     @property
     def tick_seconds(self) -> float:
-        return 0.001 if (self._cancelled or self._look) and self._free_running else TICK_SECONDS
+        soon = self._cancelled or self._look or self._want
+        return 0.001 if soon and self._free_running else TICK_SECONDS
 
     def signs_of_life(self) -> tuple[bool, int]:
-        return self._free_running, 0
+        return self._free_running, self._free_starts
 
     def kick(self) -> None:
-        """Stop free code between two blocks."""
+        """Stop free code between two blocks. In an access that it makes, a stop would take effect
+        there; one behind it may come too late, and is then asked for again by the ticker."""
         with self._kick_lock:
             if self._free_running:
-                self._stop_engine()
+                if self._words[Shared.MADE]:
+                    self._words[Shared.BEHIND] = 1
+                else:
+                    self._stop_engine()
 
     def run_inline(self, handler: AccessHandler, *, max_insns: int | None = None) -> Exit:
         self._use(handler)
@@ -143,8 +156,10 @@ class NativeVcpu(ReplayCutter):
                 words[_SPECIAL] = 0 if plain else FLAG_SPECIAL
                 words[_END] = end = words[_BYTES] + _SLICE
                 words[_LIMIT] = 0 if self._want else end
+                if not self._want:
+                    self._misses = 0
                 if self._want and not self._watched:
-                    self._watch(True)
+                    self._await_window()
                 if self._counting:
                     words[Shared.INSN_LIMIT] = min(budget, self._alarm)
                 if self._cancelled or self._look:  # it was set after the tests above, before the limit
@@ -169,6 +184,8 @@ class NativeVcpu(ReplayCutter):
                 status: int = self._start_engine()
                 return status
             watch(self)
+            self._free_accesses = _FREE_ACCESSES
+            self._free_starts += 1
             self._free_running = True
             try:
                 return 0 if self._cancelled or self._look else self._start_engine()
@@ -192,7 +209,12 @@ class NativeVcpu(ReplayCutter):
             self._forget()
             cause = self._traps.deliver(GP, error=0, kind="fault")
             return None if cause is None else Shutdown(cause)
+        if self._words[Shared.MADE]:  # left in an access of free code
+            self._words[Shared.MADE] = 0
+            self._made = self._leaving = True
         if self._want_truth or self._want_flush or self._leaving:
+            if not self._watched:
+                self._end_freedom()
             self._leaving = False
             self._uncount()
             self._same(self._made)
@@ -209,7 +231,7 @@ class NativeVcpu(ReplayCutter):
         if self._engine_halted[0]:
             return Halt()
         reason = self._words[Shared.REASON]
-        if reason == 3:
+        if reason == 3 or (self._want and not self._watched):
             self._look = True
         elif reason == 1 and not (self._look or self._cancelled):
             self._consider_freedom()
@@ -225,13 +247,24 @@ class NativeVcpu(ReplayCutter):
         brief = time.monotonic() - self._freed < _BRIEF
         self._patience = min(2 * self._patience, _MOST_PATIENCE) if brief else 1
 
+    def _await_window(self) -> None:
+        """An interrupt is pending that free code cannot take yet. Mostly it is in the handler of
+        another: a millisecond later it has left that. Else only watched code knows when."""
+        self._misses += 1
+        if self._misses > _MISSES or self.vm.options.exact_interrupts:
+            self._misses = 0
+            self._end_freedom()
+        else:
+            hurry()
+
     def _consider_freedom(self) -> None:
-        """At the end of a slice: code that makes no accesses need not be watched. Each change
+        """At the end of a slice: code that makes few accesses need not be watched. Each change
         throws away all translated code, so freedom that did not last is given later."""
         words = self._words
-        access = (words[Shared.TOKEN_BLOCKS], words[Shared.TOKEN_RIP], words[Shared.INDEX])
-        self._quiet = self._quiet + 1 if access == self._last_access else 0
-        self._last_access = access
+        ports, others, now = words[Shared.PORTS], words[Shared.MMIO], time.monotonic()
+        last, self._last_slice = self._last_slice, (ports, others, now)
+        sparse = last is not None and others == last[1] and ports - last[0] <= _SPARSE * (now - last[2])
+        self._quiet = self._quiet + 1 if sparse else 0
         if self._quiet >= self._patience and self._mode is INLINE and not (self._counting or self._restart):
             self._quiet = 0
             self._freed = time.monotonic()
