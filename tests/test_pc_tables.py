@@ -8,14 +8,12 @@ import struct
 import subprocess
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmmsim import Machine, MachineConfig, models
+from vmmsim import Machine, MachineConfig
 from vmmsim.budget import seconds
 from vmmsim.exits import GuestExit, SystemEvent
 from vmmsim.loaders import load_bytes
@@ -199,14 +197,11 @@ def test_iasl_reads_the_tables_of_the_machine(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def four_cpus(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """What of a configuration the tables look at, for a `pc` with local APICs and four CPUs."""
-    monkeypatch.setitem(models.DEVICES, "lapic", models.DEVICES["post-code"])
-    monkeypatch.setitem(models.MODELS, "pc", (*models.MODELS["pc"], "lapic"))
-    return SimpleNamespace(model="pc", memory=64 * MIB, extra_devices=(), without=(), cpus=4)
+def four_cpus() -> MachineConfig:
+    return pc(cpus=4)
 
 
-def test_with_local_apics_acpi_has_a_madt_that_names_each(four_cpus: Any) -> None:
+def test_with_local_apics_acpi_has_a_madt_that_names_each(four_cpus: MachineConfig) -> None:
     madt = Memory(four_cpus).acpi()["APIC"]
     assert struct.unpack_from("<II", madt, 36) == (0xFEE00000, 1)
     entries, at = [], 44
@@ -226,7 +221,7 @@ def test_with_local_apics_acpi_has_a_madt_that_names_each(four_cpus: Any) -> Non
     ]
 
 
-def test_with_local_apics_there_is_an_mp_table(four_cpus: Any) -> None:
+def test_with_local_apics_there_is_an_mp_table(four_cpus: MachineConfig) -> None:
     memory = Memory(four_cpus)
     at = memory.search(b"_MP_", 0xF0000, 0x100000)
     assert at is not None
