@@ -61,12 +61,14 @@ class SerialConsole:
         self._position = 0
 
     def send(self, data: bytes) -> None:
-        """Type `data`. The guest reads it when it runs."""
+        """Type `data`. The guest reads it when it runs. UsageError for text: a console has bytes."""
+        if isinstance(data, str):
+            raise UsageError(f"send({data!r}): a console has bytes, not text", hint=f"send(b{data!r})")
         self._input.send(data)
 
     def sendline(self, data: bytes = b"") -> None:
         """Type `data` and a newline (0x0A)."""
-        self._input.send(data + b"\n")
+        self.send(data if isinstance(data, str) else data + b"\n")
 
     def expect(self, pattern: bytes | re.Pattern[bytes], timeout: float | None = 10.0) -> ExpectMatch:
         """Run the guest until its output matches the regular expression `pattern`.

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -20,8 +20,7 @@ from .backends import open_backend
 from .backends.base import Backend, VmOptions
 from .board import Chipset, InterruptBoard
 from .budget import Budget
-from .chassis import Chassis
-from .clock import Clock, ExitClock
+from .clock import ExitClock
 from .config import MachineConfig
 from .dispatch import Observer
 from .errors import DeviceError, GuestError, ImageError, UsageError, VmmsimError
@@ -32,6 +31,7 @@ from .processors import Processors
 from .signals import DeferredSignals
 from .stops import Until, budget_observer, until_observer
 from .streams import BufferSink, QueueSource, TeeSink
+from .travel import Gate, Pause, TimeTravel
 
 if TYPE_CHECKING:
     from .devices.base import CharSink, CharSource
@@ -53,7 +53,7 @@ _GOES_ON = (Access, BudgetSpent, Cancelled)
 _APIC_MSRS = ((0x1B, 1), (0x6E0, 1), (0x800, 0x40))
 
 
-class Machine(Chassis):
+class Machine(TimeTravel):
     """A guest's machine. A context manager; `close()` frees the host's resources.
 
     `backend` is a name (`auto`, `kvm`, `unicorn`) or an opened Backend. `source` and
@@ -88,25 +88,19 @@ class Machine(Chassis):
         self._end_counts: dict[str, int] = {}
         self.source = source if source is not None else QueueSource()
         self._on_output: Callable[[], None] | None = None
-        self._inline = False
+        self._inline = self._answering = False
         self._running = False
         self._stop: Exit | None = None
         self._spent: Budget | None = None
         self._serial: SerialConsole | None = None
-        #: 0 for a machine that is no clone; the guest can read it (devices.snapshot_port).
-        self.generation = 0
-        #: What is to be done between two instructions of a run; why the machine cannot run.
-        self._between: list[Callable[[], None]] = []
-        self._poisoned: str | None = None
-        #: How often devices were replaced: an exit from before is nobody's any more.
-        self._restored = 0
+        self._begin_time()
         self._chipset: Chipset | None = None
         sinks: list[CharSink] = [self.output, _Notify(self)]
         try:
             super().__init__(
                 config,
                 source=self.source,
-                sink=TeeSink(*sinks, *([sink] if sink is not None else [])),
+                sink=Gate(self, TeeSink(*sinks, *([sink] if sink is not None else []))),
                 on_exit=lambda code: self.request_stop(GuestExit(code)),
                 on_event=lambda event: self.request_stop(SystemEvent(event)),
             )
@@ -202,6 +196,24 @@ class Machine(Chassis):
         return guest
 
     @classmethod
+    def from_snapshot(
+        cls,
+        snapshot: Snapshot,
+        *,
+        backend: str | Backend = "auto",
+        source: CharSource | None = None,
+        sink: CharSink | None = None,
+    ) -> Machine:
+        """A new machine that goes on where `snapshot` was taken."""
+        machine = cls(snapshot.config, backend=backend, source=source, sink=sink)
+        try:
+            machine.restore(snapshot)
+        except BaseException:
+            machine.close()
+            raise
+        return machine
+
+    @classmethod
     def for_guest(cls, name: str, **arguments: Any) -> Machine:
         """A machine as the built-in guest `name` needs it, with the guest loaded; `arguments` win."""
         from .guests import load
@@ -288,82 +300,11 @@ class Machine(Chassis):
                 self._running = self._inline = False
             if left is not None:
                 left = max(1, left - (self.processors.insns() - began))
-            if isinstance(exit, _Pause):
+            if isinstance(exit, Pause):
                 exit, self._stop = exit.then or exit, None
-            actions, self._between = self._between, []
-            for action in actions:
-                action()
-            if not isinstance(exit, _Pause):
+            self._do_between()
+            if not isinstance(exit, Pause):
                 return exit
-
-    def between(self, action: Callable[[], None]) -> None:
-        """For devices and observers, in a run: do `action` behind the instruction that is being
-        answered, and run on. There the machine may be looked at, snapshotted and restored.
-
-        Outside a run, and between the exits of `exits()`, it is done at once.
-        """
-        if not self._inline:
-            action()
-            return
-        self._between.append(action)
-        self.request_stop(_Pause())
-
-    # -- snapshots
-
-    def snapshot(self, *, comment: str = "") -> Snapshot:
-        """The machine as it is, between two instructions: registers, memory, devices, clock.
-
-        In a run: `between(machine.snapshot)`. Raises UsageError while a run is under way or an
-        access is half done, and for devices that cannot be restored.
-        """
-        from .snapshot.capture import capture
-
-        self._check_idle()
-        return capture(self, comment=comment)
-
-    def restore(self, snapshot: Snapshot, *, rewind: bool = True, copy: bool = False) -> None:
-        """Go back (or over) to `snapshot`, which may come from another backend.
-
-        `rewind`: the input, too, goes on where it was, if its source can (a terminal cannot). `copy`:
-        bring memory back page by page instead of by mapping it. Raises UsageError for a snapshot
-        of another machine, NotSupported for what this CPU cannot hold: nothing has changed
-        then. After a HostError the machine can only be restored again, or closed.
-        """
-        from .snapshot.capture import restore
-
-        if self._running:
-            raise UsageError("the machine is running", hint="use machine.between(lambda: ...)")
-        restore(self, snapshot, rewind=rewind, copy=copy)
-
-    @classmethod
-    def from_snapshot(
-        cls,
-        snapshot: Snapshot,
-        *,
-        backend: str | Backend = "auto",
-        source: CharSource | None = None,
-        sink: CharSink | None = None,
-    ) -> Machine:
-        """A new machine that goes on where `snapshot` was taken."""
-        machine = cls(snapshot.config, backend=backend, source=source, sink=sink)
-        try:
-            machine.restore(snapshot)
-        except BaseException:
-            machine.close()
-            raise
-        return machine
-
-    def replace_devices(self, states: dict[str, Any], clock: Clock) -> None:
-        """Make all devices anew: see `Chassis.furnish`."""
-        self.furnish(states, clock)
-        self._connect()
-        self._restored += 1
-        self._stop = None
-        self.last_exit = None
-
-    def poison(self, reason: str | None) -> None:
-        """The machine is undefined, and must not run; None: no longer."""
-        self._poisoned = reason
 
     def exits(self) -> Iterator[Exit]:
         """Every exit, one at a time: the KVM_RUN loop.
@@ -416,6 +357,7 @@ class Machine(Chassis):
         the machine to end with, if one did. Raises DeviceError when a device raised; a read
         is then answered with all ones."""
         self._stop = self.accesses.failed = None
+        self._answering = True
         try:
             self.accesses.answer(exit)
         except VmmsimError:
@@ -428,12 +370,17 @@ class Machine(Chassis):
             if self.accesses.failed is None:
                 raise
             raise self._device_error(self.accesses.failed, error) from error
-        return self._stop
+        finally:
+            self._answering = False
+        stop = self._stop
+        if self._between and self._whole():
+            self._do_between()
+        return stop
 
     def request_stop(self, exit: Exit) -> None:
         """For devices: end the run with `exit` after the instruction being answered. Of
         several that ask in one instruction the first has it."""
-        if isinstance(self._stop, _Pause):
+        if isinstance(self._stop, Pause):
             self._stop.then = self._stop.then or exit
         elif self._stop is None:
             self._stop = exit
@@ -553,13 +500,6 @@ def _tables_beside(image: LoadedImage) -> int:
         if segment.gpa < at + layout.BOOT_TABLES_SIZE and at < segment.end:
             at = -(-segment.end // PAGE_SIZE) * PAGE_SIZE
     return at
-
-
-class _Pause(Exit):
-    """A run stops to do what `between` has, and goes on, or ends with what else was asked for."""
-
-    kind: ClassVar[str] = "pause"
-    then: Exit | None = None
 
 
 class _Notify:

@@ -20,8 +20,8 @@ from .cow import image_of, put_back, put_back_by_copy
 from .values import ClockState, CpuSnapshot, Provenance, RandomState, Snapshot
 
 if TYPE_CHECKING:
-    from ..machine import Machine
     from ..processor import Processor
+    from ..travel import TimeTravel
 
 __all__ = ["capture", "check_fits", "restore"]
 
@@ -32,7 +32,7 @@ _FREE = frozenset({"seed", "count_insns", "watchdog_seconds"})
 _XCR0_NAMES = {4: "AVX", 0x18: "MPX", 0xE0: "AVX-512", 0x200: "PKU"}
 
 
-def capture(machine: Machine, *, comment: str = "") -> Snapshot:
+def capture(machine: TimeTravel, *, comment: str = "") -> Snapshot:
     """What `machine` is now. UsageError when an access is half done."""
     cpus = []
     for item in machine.processors:
@@ -88,7 +88,7 @@ def _clock(state: ClockState) -> Clock:
     return made
 
 
-def check_fits(machine: Machine, snapshot: Snapshot) -> None:
+def check_fits(machine: TimeTravel, snapshot: Snapshot) -> None:
     """UsageError for a snapshot of another machine, NotSupported for what this CPU cannot hold."""
     mine, other = machine.config, snapshot.config
     for field in mine.__struct_fields__:
@@ -125,7 +125,7 @@ def check_fits(machine: Machine, snapshot: Snapshot) -> None:
             )
 
 
-def restore(machine: Machine, snapshot: Snapshot, *, rewind: bool = True, copy: bool = False) -> None:
+def restore(machine: TimeTravel, snapshot: Snapshot, *, rewind: bool = True, copy: bool = False) -> None:
     """Make `machine` what `snapshot` says. Raises as `check_fits` and `Vcpu.set_state` do: nothing
     has changed then.
 
@@ -150,7 +150,7 @@ def restore(machine: Machine, snapshot: Snapshot, *, rewind: bool = True, copy: 
     machine.poison(None)
 
 
-def _set_cpus(machine: Machine, snapshot: Snapshot) -> None:
+def _set_cpus(machine: TimeTravel, snapshot: Snapshot) -> None:
     before = [(item, item.vcpu.state(), item.vcpu.insns, item.status) for item in machine.processors]
     try:
         for item, cpu in zip(machine.processors, snapshot.cpus, strict=True):

@@ -32,8 +32,10 @@ class Source:
         self._bytes: deque[int] = deque()
         self._over = False
         self._interrupted = False
-        #: How many bytes the guest has taken.
+        #: How many bytes the guest has taken; those from `_recorded` on are in `_record`.
         self.position = 0
+        self._recorded = 0
+        self._record: bytearray | None = None
 
     def _fill(self, seconds: float) -> None:
         raise NotImplementedError
@@ -45,11 +47,24 @@ class Source:
         if not self._bytes:
             return None
         self.position += 1
-        return self._bytes.popleft()
+        byte = self._bytes.popleft()
+        if self._record is not None:
+            self._record.append(byte)
+        return byte
+
+    def record(self) -> None:
+        """Keep what the guest takes from now on, so that `seek` can give it again."""
+        if self._record is None:
+            self._record, self._recorded = bytearray(), self.position
 
     def seek(self, position: int) -> bool:
         """Give the bytes from `position` on once more. False where those are gone, as a terminal's
-        are: the input then goes on where it is."""
+        are that nobody has recorded: the input then goes on where it is."""
+        if self._record is not None and self._recorded <= position <= self.position:
+            again = self._record[position - self._recorded :]
+            del self._record[position - self._recorded :]
+            self._bytes.extendleft(reversed(again))
+            self.position = position
         return position == self.position
 
     def wait(self) -> int | None:
@@ -98,6 +113,8 @@ class BytesSource(Source):
         self._over = True
 
     def seek(self, position: int) -> bool:
+        if self._record is not None:
+            return super().seek(position)
         self._bytes = deque(self._data[position:])
         self.position = position
         return True
@@ -145,8 +162,8 @@ class QueueSource(Source):
             self._sent += data
 
     def seek(self, position: int) -> bool:
-        if position > len(self._sent):
-            return False
+        if self._record is not None or position > len(self._sent):
+            return super().seek(position)
         self._bytes = deque(self._sent[position:])
         self.position = position
         return True
@@ -184,7 +201,7 @@ class FdSource(Source):
             self._over = True
 
     def seek(self, position: int) -> bool:
-        if not self._regular:
+        if not self._regular or self._record is not None:
             return super().seek(position)
         try:
             os.lseek(self._fd, self._start + position, os.SEEK_SET)
