@@ -189,7 +189,7 @@ def test_a_snapshot_of_another_machine_is_refused_by_name(backend_name: str) -> 
     with game(backend_name) as machine, Machine(backend=backend_name, memory=1 << 20) as other:
         snapshot = machine.snapshot()
         before = other.vcpu.state()
-        with pytest.raises(UsageError, match="machine with (memory|clock)="):
+        with pytest.raises(UsageError, match=r"machine with (memory|clock)="):
             other.restore(snapshot)
         assert other.vcpu.state() == before
 

@@ -11,8 +11,6 @@ is answered, and how the vCPU stops exactly behind an instruction, is what diffe
 from __future__ import annotations
 
 import ctypes
-import threading
-import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
@@ -36,9 +34,9 @@ from ..cpu.state import CpuState, Registers
 from ..cpu.validate import is_canonical, validate
 from ..errors import NotSupported, UsageError
 from ..exits import Access, Exit, FetchUnmapped, ReadAccess, Shutdown, Unsupported
-from .base import AccessHandler, Board, Vcpu
+from .base import AccessHandler
 from .unicorn_context import ContextCodec
-from .unicorn_trap_cpu import TR
+from .unicorn_pins import FOREVER, UnicornPins
 from .unicorn_trap_intercepts import ALL, HLT
 from .unicorn_traps import HALTED, VMCB, VMCB_SIZE, GuestRam, Platform, TrapUnit, vmcb_bytes
 
@@ -48,10 +46,6 @@ if TYPE_CHECKING:
 __all__ = ["DB", "FOREVER", "GP", "INTERCEPTS", "PAGE", "UnicornVcpu", "check"]
 
 PAGE = 4096
-FOREVER = 1 << 62
-_IF, _VM = 1 << 9, 1 << 17
-#: In the hidden flags: the shadow of STI and MOV SS, and that of an NMI.
-_SHADOW, _NMI_MASKED = 1 << 3, 1 << 34
 #: Vectors.
 DB, GP = 1, 13
 #: From here on a number of the INTR hook is no vector, but an intercept.
@@ -74,7 +68,7 @@ def check(status: int, doing: str) -> None:
         )
 
 
-class UnicornVcpu(Vcpu):
+class UnicornVcpu(UnicornPins):
     """One Unicorn engine in 64-bit mode, which runs guests of every mode (see the facts)."""
 
     codec: ContextCodec
@@ -85,10 +79,10 @@ class UnicornVcpu(Vcpu):
     )  # fmt: skip
 
     def __init__(self, vm: UnicornVm) -> None:
+        super().__init__()
         self.vm = vm
         #: Which of the VM's vCPUs executes.
         self.number = 0
-        self._board: Board | None = None
         #: Why the guest's last exception, which its own tables could not take, is a triple fault.
         self._shutdown: str | None = None
         self._cancelled = False
@@ -99,9 +93,6 @@ class UnicornVcpu(Vcpu):
         self._running = False
         self._run_thread = 0
         self._executing = self._in_trap = False
-        #: The board wants to be looked at; an NMI is pending; an interrupt is pending that the
-        #: guest cannot take yet.
-        self._look = self._nmi = self._want = False
         #: What a handler asked for, or raised, while it answered an access of the run.
         self._stop: Exit | None = None
         self._error: BaseException | None = None
@@ -109,23 +100,14 @@ class UnicornVcpu(Vcpu):
         #: at a boundary.
         self._leaving = self._at_boundary = False
         self._want_flush = False
-        #: The instruction at hand, an IN or OUT, has no right to its port.
-        self._denied = False
         #: The exit of `run` whose instruction is not finished.
         self._pending: Access | None = None
         #: `_pending` came up while state was looked at: the caller has not seen it yet.
         self._unseen = False
         #: Writes that were made while state was looked at.
         self._queue: deque[Access] = deque()
-        #: An exception of a state that was set (`Events.exception`), not delivered yet.
-        self._exception: tuple[int, int | None] | None = None
-        #: The same for an interrupt that was acknowledged (`Events.interrupt`).
-        self._interrupt: int | None = None
-        self._cr8 = 0
         #: HLT was executed.
         self._hlt = False
-        #: `insns` at which the board is to be looked at, as `set_alarm` has it.
-        self._alarm = FOREVER
 
     # -- taking turns: see `unicorn_bank`
 
@@ -211,10 +193,6 @@ class UnicornVcpu(Vcpu):
         self.codec.write_state(state)
         self._traps.arm(armed)
 
-    @abstractmethod
-    def _leave(self) -> None:
-        """In a hook: leave the engine as soon as it can."""
-
     def _on_trap(self, number: int) -> int:
         """The hook for an exception that Python delivers, or an intercept (from 0x100 on). Either
         way the guest goes on when it is dealt with, unless there is no more to go on with."""
@@ -262,9 +240,6 @@ class UnicornVcpu(Vcpu):
 
     # -- the platform, as instructions see it
 
-    def _tsc(self) -> int:
-        return self._board.tsc() if self._board is not None else time.monotonic_ns()
-
     def _cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
         return cpuid(leaf, subleaf, table=self.vm.cpuid_table(self.number))
 
@@ -276,99 +251,9 @@ class UnicornVcpu(Vcpu):
     def _msr_write(self, index: int, value: int) -> bool:
         return self.vm.owns_msr(index) and self._handler.msr_write(index, value)
 
-    def _cr8_written(self, value: int) -> None:
-        self._cr8 = value
-        if self._board is not None:
-            self._board.cr8_written(value)
-
     def _arm(self, *, hlt: bool) -> None:
         """Have the engine ask for what is not its business; `hlt`: for HLT, too."""
         self._traps.arm(ALL if hlt else ALL - {HLT})
-
-    # -- interrupts
-
-    def connect(self, board: Board) -> None:
-        self._board = board
-        self._look = True
-
-    def attention(self) -> None:
-        self._look = True
-        if not self._running:
-            return
-        if threading.get_ident() != self._run_thread:
-            self._kick()
-        elif self._executing:
-            self._look_soon()
-
-    def _look_soon(self) -> None:
-        """The board has changed while an access of this vCPU is being answered."""
-        self._stop_soon()
-
-    def nmi(self) -> None:
-        self._nmi = True
-        self.attention()
-
-    def set_cr8(self, value: int) -> None:
-        if not 0 <= value <= 15:
-            raise UsageError(f"CR8 cannot be {value:#x}", hint="a task priority is 0 to 15")
-        self._cr8 = value
-
-    @property
-    def interruptible(self) -> bool:
-        return bool(self.codec.read(x86_const.UC_X86_REG_EFLAGS) & _IF)
-
-    def _attend(self) -> Exit | None:
-        """At a boundary: run what is due, then deliver what the guest can take. Shutdown if that
-        is a triple fault."""
-        self._look = False
-        cause = None
-        if self._exception is not None:
-            (vector, code), self._exception = self._exception, None
-            cause = self._traps.deliver(vector, error=code, kind="fault")
-        board = self._board
-        if board is not None and cause is None:
-            board.service()
-        if cause is None and self._interrupt is not None:
-            vector, self._interrupt = self._interrupt, None
-            cause = self._traps.deliver(vector, kind="hard")
-        if cause is None and self._nmi and self._nmi_open():
-            self._nmi = False
-            cause = self._traps.deliver(2, kind="nmi")
-        if cause is None and board is not None and board.pending() and self._window_open():
-            cause = self._traps.deliver(board.acknowledge(), kind="hard")
-        self._want = self._nmi or (board is not None and board.pending())
-        return None if cause is None else Shutdown(cause)
-
-    def _window_open(self) -> bool:
-        """Whether the guest can take an interrupt at this boundary."""
-        cpu = self._traps.cpu
-        cpu.save()
-        return bool(cpu.words[cpu.flags] & _IF) and not cpu.words[cpu.hidden] & _SHADOW
-
-    def _nmi_open(self) -> bool:
-        cpu = self._traps.cpu
-        cpu.save()
-        return not cpu.words[cpu.hidden] & (_SHADOW | _NMI_MASKED)
-
-    def _port_allowed(self, port: int, size: int) -> bool:
-        """Whether the guest's CPL, IOPL and I/O permission bitmap allow the access (SDM vol. 1,
-        19.5). Called while the instruction executes."""
-        cpu = self._traps.cpu
-        cpu.save()
-        words = cpu.words
-        flags, hidden = words[cpu.flags], words[cpu.hidden]
-        if not words[cpu.cr] & 1 or (not flags & _VM and (hidden & 3) <= flags >> 12 & 3):
-            return True
-        _, base, limit, attributes = cpu.segment(TR)
-        if attributes >> 8 & 0xD != 9:  # a 16-bit TSS has no bitmap
-            return False
-        self._traps.use_memory(flags)
-        where = self._traps.memory.peek(base + 0x66, 2)
-        at = int.from_bytes(where, "little") + (port >> 3)
-        if len(where) < 2 or at + 1 > limit:
-            return False
-        bits = int.from_bytes(self._traps.memory.peek(base + at, 2), "little") >> (port & 7)
-        return not bits & (1 << size) - 1
 
     # -- what the end of a run means
 
@@ -383,15 +268,6 @@ class UnicornVcpu(Vcpu):
         if status in (uc_const.UC_ERR_READ_UNMAPPED, uc_const.UC_ERR_WRITE_UNMAPPED):
             return Shutdown(f"a page table of CR3 {state.cr3:#x} lies where there is no memory")
         return Unsupported(status)
-
-    def _port_denied(self, port: int, size: int) -> bool:
-        """Whether the instruction at hand, at a CPL other than 0, has no right to the port: then
-        it gets #GP(0) instead."""
-        if self._port_allowed(port, size):
-            return False
-        self._denied = True
-        self._leave()
-        return True
 
     # -- state
 
@@ -567,9 +443,6 @@ class UnicornVcpu(Vcpu):
 
     def uncancel(self) -> None:
         self._cancelled = False
-
-    @abstractmethod
-    def _kick(self) -> None: ...
 
     @abstractmethod
     def map_hole(self, gpa: int, size: int) -> None:
