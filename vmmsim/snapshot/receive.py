@@ -61,7 +61,7 @@ def receive(
     """Take the machine that comes over `wire`, which is closed then.
 
     `source` and `sink` are the ends of the guest's characters from now on; where the source can
-    be moved (a file cannot) it begins where the guest was in its input. `max_memory`: refuse a machine
+    seek (a terminal cannot) it goes on where the guest was in its input. `max_memory`: refuse a machine
     with more bytes. `cancelled` is asked now and then: True gives it up.
 
     Raises MigrationError when nothing came of it: the machine is then still at the source, or was
