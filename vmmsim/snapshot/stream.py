@@ -63,7 +63,7 @@ TAG_SIZE = 32
 #: Pages in a frame, at most.
 MOST_PAGES = 64
 _MAGIC = b"vmmsim-migration "
-_LINE = re.compile(rb"vmmsim-migration (\d{1,6}) (\S{1,24}) (source|destination) *\n", re.ASCII)
+_LINE = re.compile(rb"vmmsim-migration (\d{1,6}) ([!-~]{1,24}) (source|destination) *\n", re.ASCII)
 #: Length of the payload, type, three bytes of zero.
 _HEADER = struct.Struct("<IB3x")
 _COUNT = struct.Struct("<I")
@@ -483,8 +483,7 @@ class Destination(Side):
         """Tell the source that its machine runs here."""
         if self.owner != "here":
             raise UsageError("taken before the source has given it", hint="wait for Committed")
-        if self.failed is None:
-            self._send(Frame.TAKEN)
+        self._send(Frame.TAKEN)
 
     def _authenticated(self) -> Event:
         self._send(Frame.AUTH)
