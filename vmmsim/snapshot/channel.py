@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
@@ -26,6 +27,8 @@ class Channel:
         self._wire = wire
         self._check = check
         self._events: deque[Event] = deque()
+        #: What is left of what was being sent when something raised.
+        self._rest = b""
 
     def flush(self, *, until: float | None = None) -> None:
         """Send what the side has to say; see `Wire.send`. Raises MigrationError."""
@@ -35,6 +38,7 @@ class Channel:
         try:
             self._wire.send(data, self._look, until)
         finally:
+            self._rest = data[len(data) - self._wire.left :]
             self.bytes_sent += len(data) - self._wire.left
             if isinstance(self.side, Source):
                 self.side.not_sent(self._wire.left)
@@ -79,14 +83,10 @@ class Channel:
 
     def abort(self, reason: str) -> None:
         """Tell the other side, if it can still be told."""
-        self.side.abort(reason)
-        data = self.side.take()
-        if data:
-            end = time.monotonic() + 1
-            try:
-                self._wire.send(data, lambda: None, end)
-            except MigrationError:
-                return
+        if not self.side.abort(reason):
+            return
+        with contextlib.suppress(MigrationError):
+            self._wire.send(self._rest + self.side.take(), lambda: None, time.monotonic() + 1)
 
     def close(self, *, linger: float = 0.0) -> None:
         self._wire.close(linger=linger)

@@ -56,7 +56,7 @@ class DirtyPages:
             raise UsageError(
                 "the machine's memory regions have changed while it moved", hint="move it once more"
             )
-        known = self._memory.base is self._base
+        known = self._base is not None and self._memory.base is self._base
         found = []
         for region in self._memory.regions:
             for at, length in suspects(region) if known else [(0, region.size)]:

@@ -178,6 +178,7 @@ class _Mover:
         worker = threading.Thread(target=self._work, name="vmmsim-migration", daemon=True)
         worker.start()
         end: Exit | None = None
+        unobserve = self._machine.observe(self._accessed)
         try:
             end = self._run_guest(worker)
             worker.join()
@@ -187,7 +188,9 @@ class _Mover:
             if self._source.owner == "here":
                 self._machine.processors.uncancel()
                 raise
-        self._machine.processors.uncancel()  # the worker's last one, which has ended no run
+        finally:
+            unobserve()
+        self._machine.processors.uncancel()  # the worker's last one may have ended no run
         owner = self._source.owner
         if owner == "there":
             self._machine.poison(f"it runs at {where} now")
@@ -221,6 +224,7 @@ class _Mover:
                 raise
             with self._lock:
                 job, self._job = self._job, None
+                self._machine.processors.uncancel()  # if the access was quicker than it
                 if isinstance(exit, Cancelled) and not self._cancelled() and (job or self._over):
                     pass
                 else:
@@ -233,6 +237,11 @@ class _Mover:
             if job.hold and job.error is None:
                 worker.join()
                 return None
+
+    def _accessed(self, *access: Any) -> None:
+        """A guest that waits in device after device hardly runs: stop it at its access."""
+        if self._job is not None:
+            self._machine.request_stop(Cancelled())
 
     def _budget(self) -> Budget | None:
         if self._deadline is None:

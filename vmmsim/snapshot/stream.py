@@ -216,18 +216,16 @@ class Side:
         hasher.update(header)
         return hasher
 
-    def abort(self, reason: str) -> None:
+    def abort(self, reason: str) -> bool:
         """Say, once, that it comes to nothing. Before the other side has proved its key, and from
-        COMMIT on, nothing is said."""
-        if (
-            self._connected
-            and not self._told
-            and self.owner == ("here" if self.role == "source" else "there")
-        ):
+        COMMIT on, nothing is said: False."""
+        say = self._connected and not self._told
+        if say:
             self._told = True
             data = reason.encode("utf-8", "replace")[:_MOST_TEXT]
             self._send(Frame.ABORT, data.decode("utf-8", "ignore").encode())
         self.failed = self.failed or MigrationError(reason)
+        return say
 
     # -- bytes in
 
@@ -415,6 +413,7 @@ class Source(Side):
         self._check("commit", self._expected == {Frame.COMMIT})
         self._send(Frame.COMMIT)
         self._expected = frozenset({Frame.TAKEN})
+        self._told = True
         self.owner = "unknown"
 
     def not_sent(self, left: int) -> None:
@@ -502,6 +501,7 @@ class Destination(Side):
             self._expected = frozenset()
             return Manifest(bytes(payload))
         if kind is Frame.COMMIT:
+            self._told = True
             self.owner = "here"
             self._expected = frozenset()
             return Committed()
