@@ -15,6 +15,8 @@ __all__ = [
     "HostError",
     "ImageError",
     "ImageNotFound",
+    "MigrationError",
+    "MigrationInDoubt",
     "NotSupported",
     "SnapshotError",
     "UsageError",
@@ -67,6 +69,16 @@ class GuestError(VmmsimError):
 
 class HostError(VmmsimError):
     """The host cannot: an operating system call failed or a resource is missing."""
+
+
+class MigrationError(HostError):
+    """A migration came to nothing: the network, the other side, its key. The machine is still at the
+    source, and can run on."""
+
+
+class MigrationInDoubt(MigrationError):
+    """The machine was given away and nobody has confirmed it: it may run at the destination, and
+    must not be run here before somebody has looked."""
 
 
 class NotSupported(HostError):

@@ -47,6 +47,8 @@ class Processors:
         #: A cancel that no run has taken note of yet.
         self.cancelled = False
         self._threads: CpuThreads | None = None
+        #: The last run has ended for good; one that was cut short in a halt goes on in it.
+        self._ended = False
 
     def connect(self, chipset: Chipset | None) -> None:
         """What the vCPUs share: None in a machine without interrupts."""
@@ -157,12 +159,14 @@ class Processors:
             finally:
                 self._threads = None
         alone = len(self.items) == 1
-        if alone:
-            self.items[0].status = RUNS  # a run behind a halt goes on there
+        if alone and (self._ended or self.items[0].board is None):
+            self.items[0].status = RUNS  # a run behind the last halt goes on there
+        self._ended = False
         left = max_insns
         while True:
             item = self._next()
             if item is None:
+                self._ended = True
                 return Halt()
             turn = left if alone else SLICE if left is None else min(SLICE, left)
             before = item.vcpu.insns

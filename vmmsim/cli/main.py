@@ -33,6 +33,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "devices": ("devices", "List the devices of a machine model."),
     "doctor": ("doctor", "Say what this host can run, and what to mend."),
     "snapshot": ("snapshot", "Look at snapshot files, check, compare, pack and join them."),
+    "migrate": ("migrate", "Run a guest, and move it to a receiver while it runs."),
+    "receive": ("receive", "Wait for a machine that moves here, and run it to its end."),
     "asm": ("asm", "Assemble a source file to a flat binary."),
 }
 

@@ -22,6 +22,7 @@ from .values import ClockState, CpuSnapshot, Provenance, RandomState, Snapshot
 if TYPE_CHECKING:
     from ..processor import Processor
     from ..travel import TimeTravel
+    from .pages import MemoryImage
 
 __all__ = ["capture", "check_fits", "restore"]
 
@@ -32,8 +33,11 @@ _FREE = frozenset({"seed", "count_insns", "watchdog_seconds"})
 _XCR0_NAMES = {4: "AVX", 0x18: "MPX", 0xE0: "AVX-512", 0x200: "PKU"}
 
 
-def capture(machine: TimeTravel, *, comment: str = "") -> Snapshot:
-    """What `machine` is now. UsageError when an access is half done."""
+def capture(machine: TimeTravel, *, comment: str = "", memory: MemoryImage | None = None) -> Snapshot:
+    """What `machine` is now. UsageError when an access is half done.
+
+    `memory` takes the place of the machine's, for who keeps account of its pages otherwise.
+    """
     cpus = []
     for item in machine.processors:
         item.obey()
@@ -47,7 +51,7 @@ def capture(machine: TimeTravel, *, comment: str = "") -> Snapshot:
     return Snapshot(
         config=machine.config,
         cpus=tuple(cpus),
-        memory=image_of(machine.memory),
+        memory=image_of(machine.memory) if memory is None else memory,
         devices=machine.device_states(),
         clock=_clock_state(machine.clock),
         input_position=getattr(machine.source, "position", 0),

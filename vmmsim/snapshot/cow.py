@@ -26,7 +26,15 @@ from ..errors import HostError
 from ..memory import PAGE_SIZE, GuestMemory, Region, format_size
 from .pages import MappedFile, MemoryImage, MemoryRegion, Run, filled
 
-__all__ = ["Backing", "can_map", "image_of", "put_back", "put_back_by_copy"]
+__all__ = [
+    "Backing",
+    "can_map",
+    "image_of",
+    "memory_file",
+    "put_back",
+    "put_back_by_copy",
+    "suspects",
+]
 
 _PROT = 3  # PROT_READ | PROT_WRITE
 _MAP_FIXED = 0x10
@@ -101,7 +109,7 @@ def _map(address: int, length: int, fd: int | None, offset: int) -> None:
         )
 
 
-def _file(size: int) -> int:
+def memory_file(size: int) -> int:
     """A descriptor of a file in memory, of zeros, that nobody else sees."""
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("vmmsim-snapshot")
@@ -116,7 +124,7 @@ def _one_file(regions: tuple[MemoryRegion, ...], runs: Iterable[Run]) -> tuple[B
     """All regions in one file, in a row, and the image over it. `runs` ascending, none zero."""
     size = sum(region.size for region in regions)
     try:
-        fd = _file(size)
+        fd = memory_file(size)
     except OSError as error:
         raise HostError(f"the host has no memory for a snapshot: {error.strerror}") from error
     offsets, at = {}, 0
@@ -199,15 +207,16 @@ def image_of(memory: GuestMemory) -> MemoryImage:
 def _changed(memory: GuestMemory, base: MemoryImage) -> Iterator[tuple[int, bytes]]:
     """(gpa, page) of each page that is not what `base`, under it, has."""
     for region in memory.regions:
-        for at, length in _suspects(region):
+        for at, length in suspects(region):
             for page_at in range(at, at + length, PAGE_SIZE):
                 page = region.buffer[page_at : page_at + PAGE_SIZE]
                 if page != base.page(region.gpa + page_at):
                     yield region.gpa + page_at, page
 
 
-def _suspects(region: Region) -> Iterator[tuple[int, int]]:
-    """(offset, length) of the stretches of a region that may have been stored to."""
+def suspects(region: Region) -> Iterator[tuple[int, int]]:
+    """(offset, length) of the stretches of a region that may have been stored to since it was mapped
+    over what its memory's `base` has: all of it, where nobody knows."""
     entries = _page_map(_address(region), region.size)
     if entries is None:
         yield 0, region.size

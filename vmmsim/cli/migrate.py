@@ -1,0 +1,298 @@
+"""`vmmsim migrate`: run a guest, and move it to a receiver while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from ..budget import Budget, exits, insns, seconds
+from ..errors import DeviceError, MigrationError, MigrationInDoubt, SnapshotError, UsageError
+from ..exits import BudgetSpent, Cancelled, Exit
+from .common import (
+    Choices,
+    Target,
+    check_backend,
+    guest_options,
+    json_option,
+    open_machine,
+    parse_seconds,
+    resolve,
+    say_backend,
+)
+from .moving import moving_options, progress_bar, shared_key
+from .output import out, say
+from .run import _judge, _open_port, _Stop, _terminal
+
+if TYPE_CHECKING:
+    from ..machine import Machine
+    from ..snapshot.migrate import Migrated, Report
+    from ..snapshot.values import Snapshot
+    from ..streams import Port
+
+__all__ = ["command"]
+
+_AFTER = re.compile(r"(exit|insns|seconds|serial):(.+)", re.DOTALL)
+
+
+@click.command("migrate")
+@guest_options
+@click.option("--to", required=True, metavar="URL", help="The receiver: tcp://HOST:PORT or unix:PATH.")
+@click.option(
+    "--after",
+    default=None,
+    metavar="WHEN",
+    help="Run it here first: exit:N, insns:N (not on KVM), seconds:S, serial:REGEX. [at once]",
+)
+@click.option("--stop", "still", is_flag=True, help="Stop it, then move it: it moves exactly where it is.")
+@click.option(
+    "--max-rounds",
+    default=30,
+    show_default=True,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Rounds of memory while it runs, before it is stopped for the rest.",
+)
+@click.option(
+    "--pause",
+    default="20ms",
+    show_default=True,
+    metavar="TIME",
+    help="How long it may stand still, as a goal.",
+)
+@click.option("--keep", metavar="FILE", help="Save it to FILE if it is not known where it runs.")
+@click.option(
+    "--serial",
+    default="stdio",
+    show_default=True,
+    metavar="stdio|none|file:PATH|pty",
+    help="Where the guest's characters go while it is here.",
+)
+@moving_options
+@json_option
+def command(
+    to: str,
+    after: str | None,
+    still: bool,
+    max_rounds: int,
+    pause: str,
+    keep: str | None,
+    serial: str,
+    key_file: str | None,
+    patience: str,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Run GUEST, an image FILE or a snapshot FILE, and move it to `vmmsim receive` at URL.
+
+    \b
+    vmmsim receive unix:/tmp/here                      # in one terminal
+    vmmsim migrate guess --to unix:/tmp/here --after exit:100   # in another
+
+    It ends with code 0 when the machine runs there. When it comes to nothing, the guest runs on here, and the
+    code is as run's; 125 when nobody knows where it runs.
+    """  # fmt: skip
+    from ..snapshot.migrate import migrate
+    from ..snapshot.wire import Address
+
+    key = shared_key(key_file)
+    address = Address.parse(to)
+    address.check_key(key)
+    limit = _after(after)
+    choices = Choices(**options, count_insns=limit is not None and limit.unit == "insns")
+    timeout = None if choices.timeout is None else parse_seconds(choices.timeout)
+    stop = _Stop()
+    watch = _Watch(after)
+    with contextlib.ExitStack() as stack:
+        target, snapshot = _target(choices)
+        port = _open_port(choices, target, serial, as_json, stop)
+        stack.callback(port.close)
+        port.sink = watch.over(port.sink)
+        machine = stack.enter_context(_machine(choices, target, snapshot, port))
+        stop.machine = watch.machine = machine
+        if port.path is not None:
+            say(f"the guest's serial port is {port.path}")
+        moved: Migrated | None = None
+        end: Exit | DeviceError | None
+        with _terminal(serial, choices):
+            try:
+                end = _before(machine, limit, watch, timeout, stop)
+                if end is None:
+                    with progress_bar(serial != "stdio" or still) as show:
+                        moved = migrate(
+                            machine,
+                            address,
+                            key=key,
+                            live=not still,
+                            pause=parse_seconds(pause),
+                            max_rounds=max_rounds,
+                            patience=parse_seconds(patience),
+                            timeout=_left(machine, timeout),
+                            cancelled=lambda: stop.asked,
+                            progress=show,
+                        )
+                    end = moved.end
+            except MigrationInDoubt as error:
+                _keep(machine, keep)
+                raise error
+            except MigrationError as error:
+                say(f"not moved: {error.message}" + (f" ({error.hint})" if error.hint else ""))
+                say("the guest runs on here")
+                end = _run(machine, _left(machine, timeout))
+            except KeyboardInterrupt:
+                end = Cancelled()
+            except DeviceError as error:
+                end = error
+        if moved is not None and moved.report is not None:
+            _tell(moved.report, str(address), as_json)
+            return 0
+        assert end is not None
+        result = _judge(machine, end, stop, choices)
+        if as_json:
+            out(msgspec.json.encode({"moved": False, "to": str(address), "exit_code": result.code}))
+        return result.code
+
+
+def _after(text: str | None) -> Budget | None:
+    """The budget that `--after` means; None for at once, and for what is printed."""
+    if text is None:
+        return None
+    found = _AFTER.fullmatch(text)
+    with contextlib.suppress(ValueError):
+        if found is not None and found[1] == "serial":
+            re.compile(found[2].encode(), re.DOTALL)
+            return None
+        if found is not None and found[1] == "seconds":
+            return seconds(parse_seconds(found[2]))
+        if found is not None and int(found[2]) > 0:
+            return (exits if found[1] == "exit" else insns)(int(found[2]))
+    raise UsageError(
+        f"--after '{text}' is no time", hint="write exit:100, insns:5000, seconds:1.5 or serial:login:"
+    )
+
+
+class _Watch:
+    """Asks for a stop when what the guest prints matches; a sink before another sink."""
+
+    #: As much of what was printed is looked at.
+    _KEPT = 4096
+
+    def __init__(self, after: str | None) -> None:
+        self.machine: Machine | None = None
+        self.seen = False
+        found = _AFTER.fullmatch(after) if after is not None else None
+        self.wanted = re.compile(found[2].encode(), re.DOTALL) if found and found[1] == "serial" else None
+        self._text = b""
+        self._sink: Any = None
+
+    def over(self, sink: Any) -> Any:
+        if self.wanted is None:
+            return sink
+        self._sink = sink
+        return self
+
+    def put(self, data: bytes, /) -> None:
+        try:
+            self._sink.put(data)
+        finally:
+            self._text = (self._text + data)[-self._KEPT :]
+            if not self.seen and self.wanted is not None and self.wanted.search(self._text):
+                self.seen = True
+                if self.machine is not None:
+                    self.machine.request_stop(Cancelled())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sink, name)  # close, interrupt, rearm
+
+
+def _target(choices: Choices) -> tuple[Target, Snapshot | None]:
+    """What to run: as `run` has it, or a snapshot file."""
+    if choices.guest and choices.kernel is None and choices.bios is None:
+        with contextlib.suppress(OSError, ValueError), open(choices.guest, "rb") as file:
+            if file.read(16) == b"vmmsim-snapshot ":
+                from ..loaders import LoadedImage
+                from ..snapshot.container import load
+
+                check_backend(choices.backend)
+                nothing = LoadedImage(choices.guest, [], 0, "real")
+                return Target(choices.guest, nothing, False), load(choices.guest)
+    return resolve(choices), None
+
+
+@contextlib.contextmanager
+def _machine(choices: Choices, target: Target, snapshot: Snapshot | None, port: Port) -> Iterator[Machine]:
+    from ..machine import Machine
+
+    if snapshot is None:
+        machine = open_machine(choices, target, source=port.source, sink=port.sink)
+    else:
+        machine = Machine.from_snapshot(snapshot, backend=choices.backend, source=port.source, sink=port.sink)
+        if not choices.quiet:
+            say_backend(machine)
+    with machine:
+        yield machine
+
+
+def _before(
+    machine: Machine, limit: Budget | None, watch: _Watch, timeout: float | None, stop: _Stop
+) -> Exit | None:
+    """Run up to the point where it is to move. None: it is there; else the end that came first."""
+    if limit is None and watch.wanted is None:
+        return None
+    budgets = [limit] if limit is not None else []
+    if timeout is not None and (limit is None or limit.unit != "seconds"):
+        budgets.append(seconds(timeout))
+    exit = machine.run(budget=tuple(budgets))
+    if isinstance(exit, BudgetSpent) and limit is not None and exit.unit == limit.unit:
+        return None
+    if isinstance(exit, Cancelled) and watch.seen and not stop.asked:
+        return None
+    return exit
+
+
+def _left(machine: Machine, timeout: float | None) -> float | None:
+    return None if timeout is None else max(0.001, timeout - machine.seconds)
+
+
+def _run(machine: Machine, timeout: float | None) -> Exit | DeviceError:
+    try:
+        return machine.run(budget=() if timeout is None else (seconds(timeout),))
+    except KeyboardInterrupt:
+        return Cancelled()
+    except DeviceError as error:
+        return error
+
+
+def _keep(machine: Machine, path: str | None) -> None:
+    from ..snapshot.capture import capture
+    from ..snapshot.container import save
+
+    if path is None:
+        return
+    try:
+        save(capture(machine, comment="it was given away in a migration that nobody confirmed"), path)
+    except (UsageError, SnapshotError) as error:
+        say(f"it cannot be saved to {path}: {error.message}")
+        return
+    say(f"the machine as it was given away is in {path}: run it only if it does not run there")
+
+
+def _tell(report: Report, where: str, as_json: bool) -> None:
+    fields = msgspec.structs.asdict(report)
+    if as_json:
+        out(
+            msgspec.json.encode(
+                {"moved": True, "to": where, **fields, "bytes_per_second": report.bytes_per_second}
+            )
+        )
+    rounds = f"{report.rounds} rounds" if report.live else "stop and copy"
+    say(
+        f"moved to {where} ({report.backend}): {rounds}, {report.pages} pages, {report.bytes} bytes in "
+        f"{report.seconds:.2f} s ({report.bytes_per_second / 1e6:.1f} MB/s)"
+    )
+    begin = f", and {report.begin_seconds * 1000:.1f} ms at the beginning" if report.live else ""
+    say(f"the guest stood still for {report.pause_seconds * 1000:.1f} ms ({report.last_pages} pages){begin}")

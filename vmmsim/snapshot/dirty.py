@@ -1,0 +1,127 @@
+"""Memory that moves while it changes: which pages the other side has not yet, and where they land.
+
+At the source a DirtyPages begins as an image of the memory: guest memory is mapped over it,
+copy-on-write, so that the page map tells which pages were stored to (vmmsim.snapshot.cow). Of
+those, a page is dirty when its bytes are not those that were sent last. A page that is read while the guest
+stores to it is sent in some state between, and is found again the next time; only the last look
+has to be at a guest that stands still.
+
+At the destination a Landing is host pages that the guest's memory is mapped over in the end:
+what has arrived is not copied once more.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+
+from ..errors import HostError, UsageError
+from ..memory import PAGE_SIZE, GuestMemory
+from .cow import Backing, can_map, image_of, memory_file, suspects
+from .pages import ZERO_PAGE, MappedFile, MemoryImage, MemoryRegion, Run
+
+__all__ = ["DirtyPages", "Landing"]
+
+_FILLED = re.compile(rb"\x01+")
+
+
+class DirtyPages:
+    """The memory of a machine that stands still when this is made. `image` is what it was then."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self.image = image_of(memory)
+        self._memory = memory
+        self._base = memory.base
+        #: Pages that were sent after `image`, as they were sent.
+        self._sent: dict[int, bytes] = {}
+
+    @property
+    def filled(self) -> int:
+        """How many pages `first` gives, at most."""
+        return sum(run.length for run in self.image.runs()) // PAGE_SIZE
+
+    def first(self) -> Iterator[tuple[int, memoryview]]:
+        """The pages of `image`, but those that are zero. The guest may run."""
+        return ((gpa, page) for gpa, page in self.image.present() if page != ZERO_PAGE)
+
+    def collect(self) -> list[tuple[int, bytes]]:
+        """The pages whose bytes were not given before, ascending. They count as sent.
+
+        The guest may run; what is given is then not of one moment. UsageError when the machine
+        has other regions of memory by now.
+        """
+        regions = tuple((region.gpa, region.size) for region in self._memory.regions)
+        if regions != tuple((region.gpa, region.size) for region in self.image.regions):
+            raise UsageError(
+                "the machine's memory regions have changed while it moved", hint="move it once more"
+            )
+        known = self._base is not None and self._memory.base is self._base
+        found = []
+        for region in self._memory.regions:
+            for at, length in suspects(region) if known else [(0, region.size)]:
+                for page_at in range(at, at + length, PAGE_SIZE):
+                    page = region.buffer[page_at : page_at + PAGE_SIZE]
+                    gpa = region.gpa + page_at
+                    last = self._sent.get(gpa)
+                    if page != (self.image.page(gpa) if last is None else last):
+                        self._sent[gpa] = page
+                        found.append((gpa, page))
+        return found
+
+
+class Landing:
+    """Host pages for the memory of `regions`, zero at first. HostError when the host has none."""
+
+    def __init__(self, regions: Iterable[MemoryRegion]) -> None:
+        self.regions = tuple(regions)
+        self._filled = {region.gpa: bytearray(region.size // PAGE_SIZE) for region in self.regions}
+        self._buffers: dict[int, bytearray] = {}
+        self._file: MappedFile | None = None
+        if not can_map():
+            self._buffers = {region.gpa: bytearray(region.size) for region in self.regions}
+            return
+        try:
+            fd = memory_file(sum(region.size for region in self.regions))
+        except OSError as error:
+            raise HostError(f"the host has no memory for the guest: {error.strerror}") from error
+        self._file = MappedFile(fd, "")
+        self._places = {}
+        at = 0
+        for region in self.regions:
+            self._places[region.gpa] = at
+            at += region.size
+
+    def put(self, pages: Iterable[tuple[int, bytes | memoryview | None]]) -> None:
+        """Pages have arrived: (gpa, 4096 bytes, or None for zeros), in memory of the regions."""
+        for gpa, page in pages:
+            region = next(r for r in self.regions if r.gpa <= gpa < r.end)
+            at = gpa - region.gpa
+            self._filled[region.gpa][at // PAGE_SIZE] = 1
+            data = ZERO_PAGE if page is None else page
+            if self._file is None:
+                self._buffers[region.gpa][at : at + PAGE_SIZE] = data
+                continue
+            try:
+                os.pwrite(self._file.fileno(), data, self._places[region.gpa] + at)
+            except OSError as error:
+                raise HostError(f"the host has no memory for the guest: {error.strerror}") from error
+
+    def image(self) -> MemoryImage:
+        """All that has arrived. No page may come after it."""
+        if self._file is None:
+            return MemoryImage.of_buffers(
+                self.regions, {at: memoryview(b) for at, b in self._buffers.items()}
+            )
+        runs = []
+        for region in self.regions:
+            place = self._places[region.gpa]
+            for match in _FILLED.finditer(self._filled[region.gpa]):
+                start, length = match.start() * PAGE_SIZE, (match.end() - match.start()) * PAGE_SIZE
+                view = self._file.view[place + start : place + start + length]
+                runs.append(Run(region.gpa + start, length, view, place + start, self._file))
+        image = MemoryImage(self.regions, runs)
+        fd = self._file.fileno()
+        pieces = [(r.gpa, r.size, fd, self._places[r.gpa]) for r in self.regions]
+        image.backing = Backing(self.regions, pieces, self._file)
+        return image
