@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from .expect import SerialConsole
     from .guests import Guest
     from .loaders import LoadedImage
-    from .snapshot.values import Snapshot
+    from .snapshot.values import Identity, Snapshot
 
 __all__ = ["Machine"]
 
@@ -89,12 +89,15 @@ class Machine(Chassis):
         self.source = source if source is not None else QueueSource()
         self._on_output: Callable[[], None] | None = None
         self._inline = False
+        self._answering = False
         self._running = False
         self._stop: Exit | None = None
         self._spent: Budget | None = None
         self._serial: SerialConsole | None = None
         #: 0 for a machine that is no clone; the guest can read it (devices.snapshot_port).
         self.generation = 0
+        #: Given the snapshot that the guest asks for at the snapshot port; None: nobody listens.
+        self.on_snapshot: Callable[[Snapshot], None] | None = None
         #: What is to be done between two instructions of a run; why the machine cannot run.
         self._between: list[Callable[[], None]] = []
         self._poisoned: str | None = None
@@ -109,6 +112,8 @@ class Machine(Chassis):
                 sink=TeeSink(*sinks, *([sink] if sink is not None else [])),
                 on_exit=lambda code: self.request_stop(GuestExit(code)),
                 on_event=lambda event: self.request_stop(SystemEvent(event)),
+                on_snapshot=self._asked,
+                generation=lambda: self.generation,
             )
             self.vm = self.backend.create_vm(self._vm_options())
             self.memory.attach(self.vm, self._settle, self._check_vacant)
@@ -290,9 +295,7 @@ class Machine(Chassis):
                 left = max(1, left - (self.processors.insns() - began))
             if isinstance(exit, _Pause):
                 exit, self._stop = exit.then or exit, None
-            actions, self._between = self._between, []
-            for action in actions:
-                action()
+            self._do_between()
             if not isinstance(exit, _Pause):
                 return exit
 
@@ -302,11 +305,29 @@ class Machine(Chassis):
 
         Outside a run, and between the exits of `exits()`, it is done at once.
         """
-        if not self._inline:
+        if not self._inline and not self._answering:
             action()
             return
         self._between.append(action)
-        self.request_stop(_Pause())
+        if self._inline:
+            self.request_stop(_Pause())
+
+    def _do_between(self) -> None:
+        actions, self._between = self._between, []
+        for action in actions:
+            action()
+
+    def _asked(self, tag: int) -> None:
+        """The guest asks for a snapshot."""
+        if self.on_snapshot is not None:
+            self.between(lambda: self._give(tag))
+
+    def _give(self, tag: int) -> None:
+        if not self._running and not all(item.vcpu.whole for item in self.processors):
+            # In `exits()`, and further accesses of the same instruction are to be answered first.
+            self._between.append(lambda: self._give(tag))
+        elif self.on_snapshot is not None:
+            self.on_snapshot(self.snapshot(comment=f"the guest asked for it (tag {tag:#x})"))
 
     # -- snapshots
 
@@ -343,11 +364,24 @@ class Machine(Chassis):
         backend: str | Backend = "auto",
         source: CharSource | None = None,
         sink: CharSink | None = None,
+        rewind: bool = True,
+        count_insns: bool = False,
+        identity: Identity | None = None,
     ) -> Machine:
-        """A new machine that goes on where `snapshot` was taken."""
-        machine = cls(snapshot.config, backend=backend, source=source, sink=sink)
+        """A new machine that goes on where `snapshot` was taken.
+
+        Its memory is the snapshot's pages, copy-on-write. `rewind`: see `restore`; without it
+        `source` has what comes next. With an `identity` it is a clone (`Snapshot.clone`).
+        """
+        config = snapshot.config
+        if count_insns:
+            config = msgspec.structs.replace(config, count_insns=True)
+        machine = cls(config, backend=backend, source=source, sink=sink)
         try:
-            machine.restore(snapshot)
+            machine.restore(snapshot, rewind=rewind)
+            if identity is not None:
+                machine.generation = identity.of(snapshot)
+                identity.shuffle(machine.random)
         except BaseException:
             machine.close()
             raise
@@ -416,6 +450,7 @@ class Machine(Chassis):
         the machine to end with, if one did. Raises DeviceError when a device raised; a read
         is then answered with all ones."""
         self._stop = self.accesses.failed = None
+        self._answering = True
         try:
             self.accesses.answer(exit)
         except VmmsimError:
@@ -428,6 +463,10 @@ class Machine(Chassis):
             if self.accesses.failed is None:
                 raise
             raise self._device_error(self.accesses.failed, error) from error
+        finally:
+            self._answering = False
+        if self._between:
+            self._do_between()
         return self._stop
 
     def request_stop(self, exit: Exit) -> None:
