@@ -32,6 +32,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "guests": ("guests", "List the built-in guests."),
     "devices": ("devices", "List the devices of a machine model."),
     "doctor": ("doctor", "Say what this host can run, and what to mend."),
+    "clone": ("clone", "Run many clones of a snapshot."),
     "snapshot": ("snapshot", "Look at snapshot files, check, compare, pack and join them."),
     "asm": ("asm", "Assemble a source file to a flat binary."),
 }
