@@ -21,6 +21,7 @@ _GROUPS = (
     "bench_machines",
     "bench_traps",
     "bench_linux",
+    "bench_snapshot",
 )
 
 

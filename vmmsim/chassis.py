@@ -175,6 +175,10 @@ class Chassis:
 
     # -- states
 
+    def shape(self) -> tuple[object, ...]:
+        """Equal for a machine to which nothing was attached, nor taken away."""
+        return tuple(self.devices), tuple(self._makers.items()), self.memory.regions
+
     def device_states(self) -> dict[str, Any]:
         """What each device's `state()` gives, by name, and by `name.part` for its parts
         (`DeviceSpec.parts`). UsageError for a device that cannot be restored."""

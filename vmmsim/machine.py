@@ -101,6 +101,8 @@ class Machine(Chassis):
         #: What is to be done between two instructions of a run; why the machine cannot run.
         self._between: list[Callable[[], None]] = []
         self._poisoned: str | None = None
+        #: The snapshot that the machine fits without a question, having been in it; and its shape then.
+        self._proven: tuple[Snapshot, tuple[object, ...]] | None = None
         #: How often devices were replaced: an exit from before is nobody's any more.
         self._restored = 0
         self._chipset: Chipset | None = None
@@ -394,6 +396,14 @@ class Machine(Chassis):
         self._restored += 1
         self._stop = None
         self.last_exit = None
+
+    def prove(self, snapshot: Snapshot) -> None:
+        """The machine is what `snapshot` says."""
+        self._proven = snapshot, self.shape()
+
+    def proves(self, snapshot: Snapshot) -> bool:
+        """Whether the machine has just been in `snapshot`, and can be in it again."""
+        return self._proven is not None and self._proven[0] is snapshot and self._proven[1] == self.shape()
 
     def poison(self, reason: str | None) -> None:
         """The machine is undefined, and must not run; None: no longer."""
