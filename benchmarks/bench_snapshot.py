@@ -62,7 +62,14 @@ def _rounds(count: int, *sides: Callable[[], float]) -> list[float]:
 
 
 def _most(
-    name: str, value: float, baseline: float | None, goal: float, *, unit: str, backend: str = "", of: str = ""
+    name: str,
+    value: float,
+    baseline: float | None,
+    goal: float,
+    *,
+    unit: str,
+    backend: str = "",
+    of: str = "",
 ) -> Result:
     """A result whose value is to be at most goal times the baseline, or at most the goal without one."""
     ratio = None if baseline is None else value / baseline
@@ -161,9 +168,7 @@ def _cpu_state(quick: bool) -> list[Result]:
             vcpu.set_proven(held)
 
         bare()
-        value, base, fast = _rounds(
-            rounds, lambda: _timed(ours), lambda: _timed(bare), lambda: _timed(again)
-        )
+        value, base, fast = _rounds(rounds, lambda: _timed(ours), lambda: _timed(bare), lambda: _timed(again))
     opened.close()
     of = f"median of {rounds}; putting back the same once more: {fast * 1e6:.0f} us"
     return [_most(name, value * 1e6, base * 1e6, 1.3, unit="us", backend="kvm", of=of)]
@@ -242,7 +247,9 @@ def _alive(backend: str, most: int, quick: bool) -> list[Result]:
     import sys
 
     name = f"clones_alive_{backend}"
-    why = unusable(backend) or ("" if Path("/proc/self/smaps_rollup").exists() else "there is no smaps_rollup")
+    why = unusable(backend) or (
+        "" if Path("/proc/self/smaps_rollup").exists() else "there is no smaps_rollup"
+    )
     if why:
         return [Result(name=name, unit="bytes", backend=backend, skipped=why)]
     count = most // 50 if quick else most
