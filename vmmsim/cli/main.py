@@ -26,7 +26,7 @@ __all__ = ["VERBS", "cli", "main"]
 
 #: verb -> (module in vmmsim.cli, one line of help). The module has a click command `command`.
 VERBS: dict[str, tuple[str, str]] = {
-    "demo": ("demo", "What a VMM does, in six steps, on the CPUs that this host has."),
+    "demo": ("demo", "What a VMM does, in seven steps, on the CPUs that this host has."),
     "run": ("run", "Run a guest."),
     "exits": ("exits", "Show each exit that a guest makes, as a line."),
     "guests": ("guests", "List the built-in guests."),
