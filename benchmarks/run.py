@@ -23,6 +23,7 @@ _GROUPS = (
     "bench_pc",
     "bench_linux",
     "bench_migrate",
+    "bench_snapshot",
 )
 
 

@@ -150,6 +150,7 @@ def _factory(name: str) -> Callable[..., Device]:
             "debug-console": {"sink": wiring.sink},
             "random-letter": {"random": wiring.random},
             "debug-exit": {"on_exit": wiring.on_exit},
+            "snapshot": {"on_snapshot": wiring.on_snapshot},
         }.get(name, {})
         return type(fresh).from_state(state, **resources)  # type: ignore[attr-defined]
 

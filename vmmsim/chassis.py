@@ -30,7 +30,8 @@ _MMIO_LIMIT = 1 << 52
 
 class Chassis:
     """Base of Machine. `source` and `sink` are the ends of the guest's characters, `on_exit` and
-    `on_event` what debug-exit and the reset and power-off devices call."""
+    `on_event` what debug-exit and the reset and power-off devices call, `on_snapshot` and
+    `generation` what the snapshot port does."""
 
     def __init__(
         self,
@@ -40,6 +41,8 @@ class Chassis:
         sink: CharSink,
         on_exit: Callable[[int], None],
         on_event: Callable[[str], None],
+        on_snapshot: Callable[[int], None],
+        generation: Callable[[], int],
     ) -> None:
         self.config = config
         self.memory = GuestMemory()
@@ -56,6 +59,8 @@ class Chassis:
             "sink": sink,
             "on_exit": on_exit,
             "on_event": on_event,
+            "on_snapshot": on_snapshot,
+            "generation": generation,
         }
         #: The time that the devices see.
         self.clock: Clock = CLOCKS[config.clock]()
@@ -169,6 +174,10 @@ class Chassis:
         return lambda: self._observers.remove(observer)
 
     # -- states
+
+    def shape(self) -> tuple[object, ...]:
+        """Equal for a machine to which nothing was attached, nor taken away."""
+        return tuple(self.devices), tuple(self._makers.items()), self.memory.regions
 
     def device_states(self) -> dict[str, Any]:
         """What each device's `state()` gives, by name, and by `name.part` for its parts

@@ -16,7 +16,7 @@ from .loaders.flat import load_flat
 from .loaders.image import LoadedImage
 from .memory import parse_size
 
-__all__ = ["Expected", "Guest", "Manifest", "MemoryCheck", "load", "names", "root"]
+__all__ = ["Cheat", "Expected", "Guest", "Manifest", "MemoryCheck", "load", "names", "root"]
 
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -49,11 +49,19 @@ class Expected(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory: tuple[MemoryCheck, ...] = ()
 
 
+class Cheat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """For `vmmsim run --cheat`: regular expressions over what the guest prints. `begin` matches where
+    a game begins, `lost` when it is lost."""
+
+    begin: str
+    lost: str
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """guest.toml. `load` and `entry` are addresses in bytes, `memory` the least size of RAM as
     `-m` takes it, `devices` what it needs beside those of its machine `model`, `clock` and `cpus`
     as `MachineConfig` has them, `input` what the player types, `refused` provenance -> reason
-    where it cannot run."""
+    where it cannot run, `cheat` what `--cheat` watches for."""
 
     title: str
     mode: str
@@ -68,6 +76,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cpus: int = 1
     input: str = ""
     refused: dict[str, str] = {}
+    cheat: Cheat | None = None
 
 
 class Guest(msgspec.Struct, frozen=True):

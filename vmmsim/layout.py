@@ -56,6 +56,7 @@ __all__ = [
     "SCI_IRQ",
     "SCRATCH",
     "SCRATCH_SIZE",
+    "SNAPSHOT_PORT",
     "TALK_PAGE",
     "TALK_PAGE_SIZE",
     "TESTDEV_IRQ_PORT",
@@ -118,6 +119,8 @@ ACPI_PM_PORT, FW_CFG_PORT = 0x600, 0x510
 TESTDEV_PORT, TESTDEV_IRQ_PORT, TESTDEV_MEMORY = 0xE0, 0x2000, 0xFF000000
 #: A byte written here ends the machine; the value is the exit code.
 DEBUG_EXIT_PORT = 0xF4
+#: A write asks for a snapshot, a read answers the generation. Once the ports of an 80287.
+SNAPSHOT_PORT = 0xF8
 #: Bochs' and QEMU's debug console: a byte written is printed, a read answers 0xE9.
 DEBUG_CONSOLE_PORT = 0xE9
 #: Where SeaBIOS and OVMF write their log: the default of QEMU's isa-debugcon.

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from .expect import SerialConsole
     from .guests import Guest
     from .loaders import LoadedImage
-    from .snapshot.values import Snapshot
+    from .snapshot.values import Identity, Snapshot
 
 __all__ = ["Machine"]
 
@@ -103,6 +103,8 @@ class Machine(TimeTravel):
                 sink=Gate(self, TeeSink(*sinks, *([sink] if sink is not None else []))),
                 on_exit=lambda code: self.request_stop(GuestExit(code)),
                 on_event=lambda event: self.request_stop(SystemEvent(event)),
+                on_snapshot=self._asked,
+                generation=lambda: self.generation,
             )
             self.vm = self.backend.create_vm(self._vm_options())
             self.memory.attach(self.vm, self._settle, self._check_vacant)
@@ -203,11 +205,24 @@ class Machine(TimeTravel):
         backend: str | Backend = "auto",
         source: CharSource | None = None,
         sink: CharSink | None = None,
+        rewind: bool = True,
+        count_insns: bool = False,
+        identity: Identity | None = None,
     ) -> Machine:
-        """A new machine that goes on where `snapshot` was taken."""
-        machine = cls(snapshot.config, backend=backend, source=source, sink=sink)
+        """A new machine that goes on where `snapshot` was taken.
+
+        Its memory is the snapshot's pages, copy-on-write. `rewind`: see `restore`; without it
+        `source` has what comes next. With an `identity` it is a clone (`Snapshot.clone`).
+        """
+        config = snapshot.config
+        if count_insns:
+            config = msgspec.structs.replace(config, count_insns=True)
+        machine = cls(config, backend=backend, source=source, sink=sink)
         try:
-            machine.restore(snapshot)
+            machine.restore(snapshot, rewind=rewind)
+            if identity is not None:
+                machine.generation = identity.of(snapshot)
+                identity.shuffle(machine.random)
         except BaseException:
             machine.close()
             raise

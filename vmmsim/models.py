@@ -77,6 +77,11 @@ DEVICES: dict[str, DeviceSpec] = {
             state_type="vmmsim.devices.debug_exit:DebugExitState",
         ),
         DeviceSpec(
+            "snapshot", "port", layout.SNAPSHOT_PORT, 4,
+            "a write asks for a snapshot; a read answers the generation, 0 for no clone", wiring.snapshot,
+            state_type="vmmsim.devices.snapshot_port:SnapshotPortState",
+        ),
+        DeviceSpec(
             "debug-console", "port", layout.DEBUG_CONSOLE_PORT, 1, "a byte written is printed; reads 0xe9",
             wiring.debug_console,
             state_type="vmmsim.devices.debug_console:DebugConsoleState",
@@ -194,8 +199,9 @@ MODELS: dict[str, tuple[str, ...]] = {
         "fw-cfg",
         "debug-exit",
         "debug-console",
+        "snapshot",
     ),
-    "bare": ("char-in", "random-letter", "char-out", "uart", "debug-exit", "debug-console"),
+    "bare": ("char-in", "random-letter", "char-out", "uart", "debug-exit", "debug-console", "snapshot"),
 }
 
 

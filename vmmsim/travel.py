@@ -65,6 +65,10 @@ class TimeTravel(Chassis):
     def _begin_time(self) -> None:
         #: 0 for a machine that is no clone; the guest can read it (devices.snapshot_port).
         self.generation = 0
+        #: Given the snapshot that the guest asks for at the snapshot port; None: nobody listens.
+        self.on_snapshot: Callable[[Snapshot], None] | None = None
+        #: The snapshot that the machine fits without a question, having been in it; and its shape then.
+        self._proven: tuple[Snapshot, tuple[object, ...]] | None = None
         #: What is to be done between two instructions of a run; why the machine cannot run.
         self._between: list[Callable[[], None]] = []
         self._poisoned: str | None = None
@@ -112,6 +116,12 @@ class TimeTravel(Chassis):
         for item in self.processors:
             item.vcpu.settle()
         return all(item.vcpu.whole for item in self.processors)
+
+    def _asked(self, tag: int) -> None:
+        """The guest asks for a snapshot."""
+        give = self.on_snapshot
+        if give is not None:
+            self.between(lambda: give(self.snapshot(comment=f"the guest asked for it (tag {tag:#x})")))
 
     def snapshot(self, *, comment: str = "") -> Snapshot:
         """The machine as it is, between two instructions: registers, memory, devices, clock.
@@ -176,6 +186,14 @@ class TimeTravel(Chassis):
         self._restored += 1
         self._stop = None
         self.last_exit = None
+
+    def prove(self, snapshot: Snapshot) -> None:
+        """The machine is what `snapshot` says."""
+        self._proven = snapshot, self.shape()
+
+    def proves(self, snapshot: Snapshot) -> bool:
+        """Whether the machine has just been in `snapshot`, and can be in it again."""
+        return self._proven is not None and self._proven[0] is snapshot and self._proven[1] == self.shape()
 
     def poison(self, reason: str | None) -> None:
         """The machine is undefined, and must not run; None: no longer."""

@@ -39,6 +39,9 @@ class Wiring(msgspec.Struct):
     memory: Any = None  #: GuestMemory, for devices that reach it
     #: The states that the devices are to have, by name, where a machine is restored.
     states: dict[str, Any] = {}
+    #: The guest asks for a snapshot, with a tag; and how often the machine was cloned.
+    on_snapshot: Callable[[int], None] = lambda tag: None
+    generation: Callable[[], int] = lambda: 0
 
     def state(self, name: str) -> Any:
         """The state of the device `name`, or None for that after power-on."""
@@ -251,6 +254,12 @@ def debug_exit(w: Wiring) -> Device:
     from .devices.debug_exit import DebugExit
 
     return DebugExit(w.on_exit, compat=w.config.isa_debug_exit, state=w.state("debug-exit"))
+
+
+def snapshot(w: Wiring) -> Device:
+    from .devices.snapshot_port import SnapshotPort
+
+    return SnapshotPort(w.on_snapshot, w.generation, state=w.state("snapshot"))
 
 
 def debug_console(w: Wiring) -> Device:

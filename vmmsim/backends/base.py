@@ -249,6 +249,13 @@ class Vcpu(ABC):
         """Replace everything. UsageError for a state that no x86 CPU can be in (it names
         the field); NotSupported for one that this host cannot hold. Nothing is changed then."""
 
+    def set_proven(self, state: CpuState) -> None:
+        """As `set_state`, but not halted, for a state that this very vCPU has been in, and which does
+        not change: it may be kept in the form of the backend, and is not checked again."""
+        state = state.copy()
+        state.halted = False
+        self.set_state(state)
+
     def settle(self) -> None:
         """Finish the instruction in flight, if its reads are answered."""
         self.registers()

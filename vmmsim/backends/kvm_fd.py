@@ -44,6 +44,8 @@ class VcpuFd:
         self.fd = fd
         self._avx_at = avx_at
         self._triple_fault_event = triple_fault_event
+        #: What `put_back` was last given, and the ioctls that set it.
+        self._native: tuple[CpuState, tuple[tuple[int, Any, str], ...]] | None = None
         self._page = mmap.mmap(fd, mmap_size)
         self.u8 = memoryview(self._page)
         self.u16, self.u32, self.u64 = self.u8.cast("H"), self.u8.cast("I"), self.u8.cast("Q")
@@ -169,6 +171,32 @@ class VcpuFd:
         # kvm_pvm has a triple fault waiting after it dropped CR0.PG: take that back, too.
         events = kvm_state.events_to(state.events, triple_fault_event=self._triple_fault_event)
         self._ioctl(abi.SET_VCPU_EVENTS, events, "KVM_SET_VCPU_EVENTS")
+
+    def put_back(self, state: CpuState) -> None:
+        """Set a state that KVM has held before; the structures that say so are kept for the next time."""
+        if self._native is None or self._native[0] is not state:
+            sregs = self.sregs()
+            kvm_state.sregs_to(state, sregs)
+            xcrs = abi.Xcrs(nr_xcrs=1)
+            xcrs.xcrs[0].value = state.xcr0
+            debug = abi.Debugregs(dr6=state.dr6, dr7=state.dr7)
+            debug.db[:] = state.dr
+            fpu = kvm_state.fpu_to(state.fpu, self._avx_at if any(state.fpu.ymmh) else 0)
+            events = kvm_state.events_to(state.events, triple_fault_event=self._triple_fault_event)
+            calls = (
+                (abi.SET_SREGS, sregs, "KVM_SET_SREGS"),
+                (abi.SET_REGS, kvm_state.registers_to(state), "KVM_SET_REGS"),
+                (abi.SET_XCRS, xcrs, "KVM_SET_XCRS"),
+                (abi.SET_XSAVE, fpu, "KVM_SET_XSAVE"),
+                (abi.SET_DEBUGREGS, debug, "KVM_SET_DEBUGREGS"),
+                (abi.SET_MSRS, kvm_state.msrs_to(state.msrs), "KVM_SET_MSRS"),
+                (abi.SET_VCPU_EVENTS, events, "KVM_SET_VCPU_EVENTS"),
+            )
+            self._native = state, calls
+        self.u64[_CR8] = state.cr8
+        for request, data, what in self._native[1]:
+            self._ioctl(request, data, what)
+        self.u8[_REGS_AT:_REGS_END] = self._native[1][1][1]
 
     def _check_control(self, state: CpuState) -> None:
         """kvm_pvm takes CR0.PG outside long mode without an error, and drops it."""

@@ -573,6 +573,12 @@ class KvmVcpu(Vcpu):
         self._halted = state.halted
         self._pins.restored(state.cr8)
 
+    def set_proven(self, state: CpuState) -> None:
+        self._check_settled()
+        self._cpu.put_back(state)
+        self._halted = False
+        self._pins.restored(state.cr8)
+
     def _check_settled(self) -> None:
         if not self._settle():
             raise UsageError(

@@ -19,6 +19,7 @@ from ..cpu.cpuid import Table, table
 from ..errors import BackendUnavailable, HostError, UsageError, VmmsimError
 from ..layout import MAX_CPUS
 from .base import Availability, Backend, Capabilities, Vcpu, Vm, VmOptions
+from .huge_pages import small_pages
 
 if TYPE_CHECKING:
     from unicorn.unicorn_py3.unicorn import Uc
@@ -149,6 +150,7 @@ class UnicornVm(Vm):
     def _make_engine(self) -> Uc:
         from unicorn import UC_ARCH_X86, UC_MODE_64, UcError
         from unicorn.unicorn_py3.unicorn import Uc
+        from unicorn.x86_const import UC_X86_REG_RIP
 
         try:
             uc = Uc(UC_ARCH_X86, UC_MODE_64)
@@ -156,6 +158,8 @@ class UnicornVm(Vm):
             raise HostError(f"Unicorn cannot make an engine: {error}", hint="is memory short?") from error
         uc.ctl_set_tcg_buffer_size(_CODE_BUFFER)
         uc.ctl_exits_enabled(True)
+        with small_pages():
+            uc.reg_read(UC_X86_REG_RIP)  # the first thing that makes the binding build the engine
         return uc
 
     def _check_open(self) -> None:

@@ -171,6 +171,9 @@ class BankedVcpu(Vcpu):
     def set_state(self, state: CpuState) -> None:
         self._in().set_state(state)
 
+    def set_proven(self, state: CpuState) -> None:
+        self._in().set_proven(state)
+
     def read_msr(self, index: int) -> int:
         return self._in().read_msr(index)
 

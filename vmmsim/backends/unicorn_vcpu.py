@@ -377,8 +377,17 @@ class UnicornVcpu(UnicornPins):
             raise NotSupported("virtual-8086 mode cannot be set on Unicorn", hint="use mode real")
         self.settle()
         self._check_settable()
-        self.codec.write_state(state)
+        self._put(state)
         self._halted = state.halted
+
+    def set_proven(self, state: CpuState) -> None:
+        self.settle()
+        self._check_settable()
+        self._put(state)
+        self._halted = False
+
+    def _put(self, state: CpuState) -> None:
+        self.codec.write_state(state)
         events = state.events
         self._exception = None if events.exception is None else (events.exception, events.error_code)
         self._nmi = events.nmi_pending

@@ -17,11 +17,14 @@ from ..config import MachineConfig
 from ..errors import ImageNotFound, UsageError
 from ..memory import format_size, parse_size
 from .output import say
+from .resume import is_snapshot, resume, snapshot_target
 
 if TYPE_CHECKING:
     from ..devices.base import CharSink, CharSource
+    from ..guests import Cheat
     from ..loaders import LoadedImage
     from ..machine import Machine
+    from ..snapshot.values import Snapshot
 
 __all__ = [
     "Choices",
@@ -130,10 +133,13 @@ class Target(msgspec.Struct):
     """What to run: the image, and what a built-in guest's manifest adds (None for files)."""
 
     name: str
-    image: LoadedImage
+    image: LoadedImage | None
     builtin: bool
     machine: dict[str, Any] = {}
     example: bytes | None = None
+    #: What a snapshot file has; the image is None then, and the other way round.
+    snapshot: Snapshot | None = None
+    cheat: Cheat | None = None
 
     @property
     def memory(self) -> int:
@@ -219,7 +225,10 @@ def resolve(choices: Choices) -> Target:
             True,
             machine=guest.machine,
             example=guest.input,
+            cheat=guest.manifest.cheat,
         )
+    elif is_snapshot(name):
+        return snapshot_target(choices)
     else:
         from ..loaders import load_file
 
@@ -234,6 +243,7 @@ def resolve(choices: Choices) -> Target:
             ) from error
         target = Target(name, image, False)
     if choices.entry is not None:
+        assert target.image is not None
         target.image.entry = _entry(target.image, choices.entry)
     return target
 
@@ -315,6 +325,9 @@ def open_machine(
     """The machine that the options describe, with the image loaded. The caller closes it."""
     from ..machine import Machine
 
+    if target.snapshot is not None:
+        return resume(choices, target.snapshot, source=source, sink=sink)
+    assert target.image is not None
     memory = max(layout.DEFAULT_MEMORY, target.memory)
     if choices.memory is not None:
         memory = parse_size(choices.memory)

@@ -1,4 +1,4 @@
-"""`vmmsim demo`: what a VMM does, in six steps, shown with real exits of the CPUs here."""
+"""`vmmsim demo`: what a VMM does, in seven steps, shown with real exits of the CPUs here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -21,6 +21,9 @@ from ..exits import Access, Exit
 from ..machine import Machine
 from .output import fancy, note, out
 
+if TYPE_CHECKING:
+    from ..guests import Cheat
+
 __all__ = ["command"]
 
 #: One exit as it is compared: kind, address, size, value.
@@ -34,9 +37,9 @@ _LETTER_TO_CHAR = bytes.fromhex("a01010 a22010 f4")
 @click.command("demo")
 @click.option("--pause", is_flag=True, help="Wait for Enter after each step, for classrooms.")
 def command(pause: bool) -> None:
-    """What a VMM does, in six steps, on KVM and on Unicorn, whichever this host has."""
+    """What a VMM does, in seven steps, on KVM and on Unicorn, whichever this host has."""
     backends = _backends()
-    steps: tuple[Callable[[list[Backend]], None], ...] = (_vm, _memory, _vcpu, _run, _devices, _game)
+    steps: tuple[Callable[[list[Backend]], None], ...] = (_vm, _memory, _vcpu, _run, _devices, _game, _cheat)
     for number, step in enumerate(steps, 1):
         step(backends)
         if pause and number < len(steps):
@@ -317,3 +320,73 @@ def _agreement(one: _Played, two: _Played) -> str:
     ]
     rest = "and on every register at the end" if not apart else f"but not on {', '.join(apart)} at the end"
     return f"{names} agree\non all {len(one.trace)} exits (kind, address, size, value), {rest}"
+
+
+class _Reciter:
+    """A CharSource that says the alphabet, and the full stop once it has won `wanted` games."""
+
+    def __init__(self, wanted: int) -> None:
+        self.machine: Machine | None = None
+        self._wanted = wanted
+        self._said = 0
+        self.ended = False
+
+    def get(self) -> int | None:
+        assert self.machine is not None
+        if self.machine.output.data.count(b"You won") >= self._wanted or self._said > 26 * self._wanted:
+            return ord(".")
+        self._said += 1
+        return ord("a") + (self._said - 1) % 26
+
+    wait = get
+
+    def ready(self) -> bool:
+        return True
+
+
+def _cheat(backends: list[Backend]) -> None:
+    from ..guests import load
+
+    cheat = load("guess").manifest.cheat
+    assert cheat is not None
+    _title(7, "Time travel: a game that cannot be lost")
+    _text(
+        """\
+        A VMM holds all that a machine is: the registers, the memory, the devices. Kept as a value
+        that is a snapshot, and putting it back is travel in time. This player only says the
+        alphabet, until it has won three games. First by the rules:"""
+    )
+    plain = [_recite(backend, None) for backend in backends]
+    _show(plain[0].score)
+    _text(
+        """\
+        Now the VMM takes a snapshot before each letter, and when the guest says "You lost", it goes
+        back to it. The guest does not know; the player does, and what was typed is not typed again:"""
+    )
+    cheated = [_recite(backend, cheat) for backend in backends]
+    _show(f"{cheated[0].score}\n({cheated[0].times} times back in time)")
+    for backend, other in zip(backends[1:], cheated[1:], strict=True):
+        verdict = "the same" if other == cheated[0] else f"NOT the same: {other.score}"
+        _show(f"on {backend.provenance}: {verdict}")
+
+
+class _Recited(msgspec.Struct):
+    """The last score that the guest printed, all that it printed, and how often time went back."""
+
+    score: str
+    screen: bytes
+    times: int
+
+
+def _recite(backend: Backend, cheat: Cheat | None) -> _Recited:
+    from ..snapshot.cheat import TimeMachine
+
+    player = _Reciter(3)
+    with _machine(backend, source=player) as machine:
+        player.machine = machine
+        machine.load_guest("guess")
+        travel = TimeMachine(machine, begin=cheat.begin, lost=cheat.lost) if cheat is not None else None
+        machine.run()
+        screen = machine.output.data
+        score = screen.decode("ascii").strip().splitlines()[-1]
+        return _Recited(score, screen, travel.times if travel is not None else 0)

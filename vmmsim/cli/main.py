@@ -26,12 +26,13 @@ __all__ = ["VERBS", "cli", "main"]
 
 #: verb -> (module in vmmsim.cli, one line of help). The module has a click command `command`.
 VERBS: dict[str, tuple[str, str]] = {
-    "demo": ("demo", "What a VMM does, in six steps, on the CPUs that this host has."),
+    "demo": ("demo", "What a VMM does, in seven steps, on the CPUs that this host has."),
     "run": ("run", "Run a guest."),
     "exits": ("exits", "Show each exit that a guest makes, as a line."),
     "guests": ("guests", "List the built-in guests."),
     "devices": ("devices", "List the devices of a machine model."),
     "doctor": ("doctor", "Say what this host can run, and what to mend."),
+    "clone": ("clone", "Run many clones of a snapshot."),
     "snapshot": ("snapshot", "Look at snapshot files, check, compare, pack and join them."),
     "migrate": ("migrate", "Run a guest, and move it to a receiver while it runs."),
     "receive": ("receive", "Wait for a machine that moves here, and run it to its end."),

@@ -91,7 +91,7 @@ def command(
     deadline = None if wait is None else time.monotonic() + parse_seconds(wait)
     stop = _Stop()
     choices = Choices(guest="received", stdin=stdin, backend=backend, quiet=quiet)
-    target = Target("received", None, False)  # type: ignore[arg-type]
+    target = Target("received", None, False)
     if stdin == "example":
         raise UsageError("a machine that moves here comes with no input", hint="give --stdin FILE")
     with contextlib.ExitStack() as stack:

@@ -16,9 +16,11 @@ from ..outcome import Outcome, outcome
 from .common import Choices, Target, budgets, choose_input, guest_options, json_option, open_machine, resolve
 from .kernel import after_panic
 from .output import note, out, say
+from .taker import Taker
 
 if TYPE_CHECKING:
     from ..budget import Budget
+    from ..guests import Cheat
     from ..machine import Machine
     from ..streams import Port
 
@@ -38,18 +40,49 @@ __all__ = ["command"]
 @click.option("--max-exits", type=int, metavar="N", help="Stop after N accesses to devices.")
 @click.option("--trace", metavar="FILE", help="Write each exit to FILE as JSON Lines.")
 @click.option("--count-insns", is_flag=True, help="Count instructions for --json (slower; not on KVM).")
+@click.option("--cheat", is_flag=True, help="When the guest says that the game is lost, go back in time.")
+@click.option(
+    "--snapshot-on",
+    "when",
+    metavar="WHEN",
+    help="When to write a snapshot: guest (it asks), exit:N, insns:N (not on KVM), serial:REGEX.",
+)
+@click.option("-o", "--output", "file", metavar="FILE", help="The snapshot file to write.")
+@click.option(
+    "--then",
+    type=click.Choice(["run", "stop"]),
+    default="run",
+    show_default=True,
+    help="What to do behind the snapshot.",
+)
 @json_option
-def command(serial: str, trace: str | None, count_insns: bool, as_json: bool, **options: Any) -> int:
-    """Run GUEST (a name of `vmmsim guests`) or an image FILE: an ELF, or a flat binary.
+def command(
+    serial: str,
+    trace: str | None,
+    count_insns: bool,
+    as_json: bool,
+    cheat: bool,
+    when: str | None,
+    file: str | None,
+    then: str,
+    **options: Any,
+) -> int:
+    """Run GUEST (a name of `vmmsim guests`) or FILE: an ELF, a flat binary, or a snapshot, which goes on.
 
     A built-in name is the built-in guest; write ./NAME for a file of that name. The guest's
     characters are on stdout and come from stdin; on a terminal, Ctrl-a x stops it.
 
     With --json stdout has one object instead, with the output in base64.
     """  # fmt: skip
-    choices = Choices(**options, count_insns=count_insns)
+    taker = Taker.of(when, file, then)
+    choices = Choices(**options, count_insns=count_insns or taker.insns > 0)
     limits = budgets(choices)
     target = resolve(choices)
+    if cheat and target.cheat is None:
+        raise UsageError(
+            f"'{target.name}' says nothing of how it is lost, so nobody can cheat",
+            hint="a built-in guest has [cheat] in its guest.toml, as guess does; see guests/README.md",
+        )
     stop = _Stop()
     with contextlib.ExitStack() as stack:
         port = _open_port(choices, target, serial, as_json, stop)
@@ -59,14 +92,18 @@ def command(serial: str, trace: str | None, count_insns: bool, as_json: bool, **
         if port.path is not None:
             say(f"the guest's serial port is {port.path}")
         finish = stack.enter_context(_tracing(machine, target, trace))
+        taker.arm(machine)
+        if cheat and target.cheat is not None:
+            stack.callback(_cheat(machine, target.cheat))
         end: Exit | DeviceError | None = None
         try:
             with _terminal(serial, choices):
-                end = _run(machine, limits, stop)
+                end = _run(machine, limits, stop, taker)
         finally:
             # Also when stdout is gone or a signal ends it: the file says how far it came.
             finish(end)
-        result = _judge(machine, end, stop, choices)
+        taker.say_missing()
+        result = taker.judge(end) or _judge(machine, end, stop, choices)
         if as_json:
             _print_json(machine, target, end, result)
         return result.code
@@ -177,9 +214,19 @@ def _tracing(
         yield finish
 
 
-def _run(machine: Machine, limits: tuple[Budget, ...], stop: _Stop) -> Exit | DeviceError:
+def _cheat(machine: Machine, cheat: Cheat) -> Callable[[], None]:
+    from ..snapshot.cheat import TimeMachine
+
+    def told(times: int) -> None:
+        _end_line(machine)
+        say(f"that game was lost: back in time to before it ({times})")
+
+    return TimeMachine(machine, begin=cheat.begin, lost=cheat.lost, on_back=told).close
+
+
+def _run(machine: Machine, limits: tuple[Budget, ...], stop: _Stop, taker: Taker) -> Exit | DeviceError:
     try:
-        return machine.run(budget=limits)
+        return taker.run(machine, limits)
     except KeyboardInterrupt:
         return Cancelled()
     except DeviceError as error:

@@ -48,7 +48,7 @@ def capture(machine: TimeTravel, *, comment: str = "", memory: MemoryImage | Non
                 hint="answer its exit, and take the ones that follow from the same instruction",
             )
         cpus.append(_cpu(item))
-    return Snapshot(
+    snapshot = Snapshot(
         config=machine.config,
         cpus=tuple(cpus),
         memory=image_of(machine.memory) if memory is None else memory,
@@ -66,6 +66,8 @@ def capture(machine: TimeTravel, *, comment: str = "", memory: MemoryImage | Non
             comment=comment,
         ),
     )
+    machine.prove(snapshot)
+    return snapshot
 
 
 def _cpu(item: Processor) -> CpuSnapshot:
@@ -135,10 +137,21 @@ def restore(machine: TimeTravel, snapshot: Snapshot, *, rewind: bool = True, cop
 
     `rewind`: let the input go on where it was, too. `copy`: bring memory back page by page.
     """
-    check_fits(machine, snapshot)
+    proven = machine.proves(snapshot)
+    if not proven:
+        check_fits(machine, snapshot)
     for item in machine.processors:
         item.vcpu.abandon()
-    _set_cpus(machine, snapshot)
+    if proven:
+        machine.poison("bringing its CPUs back failed")
+        for item, cpu in zip(machine.processors, snapshot.cpus, strict=True):
+            item.vcpu.set_proven(cpu.state)
+    else:
+        _set_cpus(machine, snapshot)
+    for item, cpu in zip(machine.processors, snapshot.cpus, strict=True):
+        if cpu.insns is not None:
+            item.vcpu.set_insns(cpu.insns)
+        item.begin(_STATUSES[cpu.run_state])
     machine.replace_devices(snapshot.devices, _clock(snapshot.clock))
     machine.poison("bringing its memory back failed")
     if copy:
@@ -152,21 +165,22 @@ def restore(machine: TimeTravel, snapshot: Snapshot, *, rewind: bool = True, cop
     machine.generation = snapshot.generation
     machine.processors.current = snapshot.current
     machine.poison(None)
+    machine.prove(snapshot)
 
 
 def _set_cpus(machine: TimeTravel, snapshot: Snapshot) -> None:
-    before = [(item, item.vcpu.state(), item.vcpu.insns, item.status) for item in machine.processors]
+    """All vCPUs are set, or none is."""
+    items = machine.processors.items
+    # A vCPU that refuses its state keeps the one it has: only those before it are to be put back.
+    before = [(item, item.vcpu.state()) for item in items[:-1]]
+    done = 0
     try:
-        for item, cpu in zip(machine.processors, snapshot.cpus, strict=True):
+        for item, cpu in zip(items, snapshot.cpus, strict=True):
             state = cpu.state.copy()
             state.halted = False  # that is the processor's to know
             item.vcpu.set_state(state)
-            if cpu.insns is not None:
-                item.vcpu.set_insns(cpu.insns)
+            done += 1
     except VmmsimError:
-        for item, state, insns, _ in before:
+        for item, state in before[:done]:
             item.vcpu.set_state(state)
-            item.vcpu.set_insns(insns or 0)
         raise
-    for item, cpu in zip(machine.processors, snapshot.cpus, strict=True):
-        item.begin(_STATUSES[cpu.run_state])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import struct
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -18,7 +18,12 @@ from ..cpu.state import CpuState
 from ..errors import UsageError
 from .pages import MemoryImage
 
-__all__ = ["ClockState", "CpuSnapshot", "Provenance", "RandomState", "Snapshot"]
+if TYPE_CHECKING:
+    from ..backends.base import Backend
+    from ..devices.base import CharSink, CharSource
+    from ..machine import Machine
+
+__all__ = ["ClockState", "CpuSnapshot", "Identity", "Provenance", "RandomState", "Snapshot"]
 
 _WORDS = struct.Struct("<625I")
 #: random.Random's own version of its state: that of the Mersenne twister since Python 3.2.
@@ -121,6 +126,32 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     comment: str = ""
 
 
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """In what a clone is another machine than that of the snapshot, where a guest can tell.
+
+    `generation` is what the guest reads at the snapshot port; None: one more than the snapshot's.
+    `seed` begins its random source, None: by chance. With `same_random` that goes on as the snapshot's.
+    """
+
+    generation: int | None = None
+    seed: int | None = None
+    same_random: bool = False
+
+    def __post_init__(self) -> None:
+        _counts(self, "generation")
+        if self.same_random and self.seed is not None:
+            raise UsageError("a seed for a random source that goes on", hint="give one of the two")
+
+    def of(self, snapshot: Snapshot) -> int:
+        """The clone's generation."""
+        return snapshot.generation + 1 if self.generation is None else self.generation
+
+    def shuffle(self, source: random.Random) -> None:
+        """Begin the clone's random source."""
+        if not self.same_random:
+            source.seed(self.seed)
+
+
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """A machine at an instruction boundary.
 
@@ -155,3 +186,23 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     def id(self) -> str | None:
         """The hash that names the file it was loaded from, 64 hexadecimal digits; else None."""
         return self.memory.id
+
+    def clone(
+        self,
+        *,
+        backend: str | Backend = "auto",
+        source: CharSource | None = None,
+        sink: CharSink | None = None,
+        rewind: bool = True,
+        identity: Identity | None = None,
+    ) -> Machine:
+        """A machine of its own that goes on here: its memory is this one's pages until it stores to them.
+
+        Without an `identity` its generation is one more than the snapshot's and its random source
+        begins by chance. `Machine.from_snapshot` makes the same machine once more instead.
+        """
+        from ..machine import Machine
+
+        return Machine.from_snapshot(
+            self, backend=backend, source=source, sink=sink, rewind=rewind, identity=identity or Identity()
+        )
