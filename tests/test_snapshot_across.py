@@ -172,3 +172,311 @@ def test_a_guest_goes_on_elsewhere_as_it_would_have_here(
                 found = compare_traces(whole[number:], rest, names=(source, f"{target} after {number}"))
                 assert found is None, str(found)
                 same_end(straight, restored, (source, target))
+
+
+# -- in the middle of things
+
+HANDLER = 0x7D00
+
+
+class Tape:
+    """A device whose reads count up, and that remembers what was written."""
+
+    widths = frozenset({1, 2, 4})
+
+    def __init__(self, state: tuple[int, ...] = (0,)) -> None:
+        self.read_next, *self.written = state
+
+    def read(self, offset: int, size: int, /) -> int:
+        self.read_next += 1
+        return self.read_next & 0xFF
+
+    def write(self, offset: int, size: int, value: int, /) -> None:
+        self.written.append(value)
+
+    def state(self) -> tuple[int, ...]:
+        return (self.read_next, *self.written)
+
+
+def tape(machine: Machine) -> Machine:
+    machine.attach_port(0x300, 4, Tape(), "tape", restore=Tape)
+    machine.attach_mmio(0xFE000000, 0x1000, Tape(), "tape-mmio", restore=Tape)
+    return machine
+
+
+def made(
+    backend: Backend, code: str, *, mode: str = "p32", bits: int = 32, handler: str = "", **arguments: Any
+) -> Machine:
+    """A `pc` with `code` at 7C00h, and a 16-bit handler at `HANDLER`."""
+    pytest.importorskip("keystone", reason="keystone-engine has no wheel for this platform")
+    from vmmsim.asm import assemble
+
+    arguments = {"model": "pc", "memory": 1 << 20, "clock": "exits", "seed": SEED} | arguments
+    machine = Machine(backend=backend, **arguments)
+    machine.load(load_bytes(assemble(code, bits, 0x7C00), name="test", load_address=0x7C00, mode=mode))
+    if handler:
+        machine.memory.write(HANDLER, assemble(handler, 16, HANDLER))
+    return tape(machine)
+
+
+def over(snapshot: Snapshot, backend: Backend) -> Machine:
+    """A new machine where `snapshot` was taken, with the same devices of our own."""
+    machine = tape(Machine(snapshot.config, backend=backend))
+    try:
+        for region in snapshot.memory.regions:
+            if machine.memory.region_at(region.gpa) is None:
+                machine.memory.add(region.gpa, region.size, readonly=region.readonly)
+        machine.restore(snapshot)
+    except BaseException:
+        machine.close()
+        raise
+    return machine
+
+
+def altered(snapshot: Snapshot, change: Callable[[CpuState], None]) -> Snapshot:
+    """The snapshot with another first CPU."""
+    state = snapshot.cpus[0].state.copy()
+    change(state)
+    cpu = CpuSnapshot(state=state, run_state=snapshot.cpus[0].run_state, insns=snapshot.cpus[0].insns)
+    return msgspec.structs.replace(snapshot, cpus=(cpu, *snapshot.cpus[1:]))
+
+
+REPEATS = {
+    "OUTSB": "cld\nmov edx, 0x300\nmov esi, 0x5000\nmov ecx, 12\nrep outsb\nhlt\n",
+    "INSB": "cld\nmov edx, 0x300\nmov edi, 0x5000\nmov ecx, 12\nrep insb\nhlt\n",
+    "MOVSB to MMIO": "cld\nmov esi, 0x5000\nmov edi, 0xFE000010\nmov ecx, 12\nrep movsb\nhlt\n",
+    "MOVSD from MMIO": "cld\nmov edi, 0x5000\nmov esi, 0xFE000010\nmov ecx, 12\n.byte 0xf3, 0xa5\nhlt\n",
+    "STOSW to MMIO": "cld\nmov edi, 0xFE000010\nmov eax, 0x1234\nmov ecx, 12\nrep stosw\nhlt\n",
+}
+
+
+@on_each_pair
+@pytest.mark.parametrize("name", REPEATS)
+def test_in_the_middle_of_a_rep(name: str, source: str, target: str, cpu: Cpu) -> None:
+    here, there = cpu(source), cpu(target)
+    counts = set()
+    with made(here, REPEATS[name]) as straight:
+        straight.memory.write(0x5000, bytes(range(1, 13)))
+        whole = Traced(straight).to_the_end()
+        assert len(whole) == 13
+        for number in (1, 5, 11):
+            with made(here, REPEATS[name]) as machine:
+                machine.memory.write(0x5000, bytes(range(1, 13)))
+                traced = Traced(machine)
+                machine.run(budget=exits(number))
+                made_so_far = len(traced.trace)  # KVM may make all of them before it can be stopped
+                snapshot = machine.snapshot()
+            counts.add(snapshot.cpus[0].state.rcx)
+            with over(snapshot, there) as restored:
+                rest = Traced(restored).to_the_end()
+                found = compare_traces(whole[made_so_far:], rest, names=(source, target))
+                assert found is None, str(found)
+                same_end(straight, restored, (source, target))
+    if source != "kvm":
+        assert counts == {11, 7, 1}
+
+
+#: Interrupt 8 is at `HANDLER`, the timer's, and is asked for; interrupts are off.
+PENDING = f"""cli
+mov al, 0x11
+out 0x20, al
+mov al, 8
+out 0x21, al
+mov al, 4
+out 0x21, al
+mov al, 1
+out 0x21, al
+mov al, 0xfe
+out 0x21, al
+mov word ptr [0x20], {HANDLER}
+mov word ptr [0x22], 0
+mov word ptr [8], {HANDLER + 0x40}
+mov word ptr [10], 0
+mov al, 0x34
+out 0x43, al
+mov al, 0xa9
+out 0x40, al
+mov al, 4
+out 0x40, al
+xor cx, cx
+mov bx, 1500
+wait:
+in al, 0x80
+dec bx
+jnz wait
+mov al, 0x50
+out 0xe9, al
+sti
+inc cx
+inc cx
+inc cx
+mov al, cl
+out 0x80, al
+cli
+hlt
+"""
+#: Each tells how far CX had come.
+TOLD = f"""push ax
+mov al, cl
+out 0xe9, al
+mov al, 0x20
+out 0x20, al
+pop ax
+iret
+.balign 64, 0
+push ax
+mov al, cl
+or al, 0x80
+out 0xe9, al
+pop ax
+iret
+"""
+
+
+def pending(backend: Backend) -> Snapshot:
+    """A timer's interrupt waits in the 8259A, behind the P that was printed; IF is clear."""
+    with made(backend, PENDING, mode="real", bits=16, handler=TOLD) as machine:
+        machine.run(until=lambda exit: getattr(exit, "address", 0) == 0xE9, budget=seconds(20))
+        snapshot = machine.snapshot()
+    assert snapshot.devices["pic"].master.irr & 1
+    return snapshot
+
+
+def code_behind(snapshot: Snapshot) -> int:
+    """The STI behind the P, of one byte; three INC CX of one byte each follow."""
+    return snapshot.cpus[0].state.rip
+
+
+def printed(snapshot: Snapshot, backend: Backend) -> tuple[bytes, list[TraceStep]]:
+    with over(snapshot, backend) as machine:
+        trace = Traced(machine).to_the_end()
+        return machine.output.data, trace
+
+
+def set_interrupts(state: CpuState) -> None:
+    state.rip += 1  # behind the STI
+    state.rflags |= 1 << 9
+
+
+def set_shadow(name: str) -> Callable[[CpuState], None]:
+    def change(state: CpuState) -> None:
+        set_interrupts(state)
+        setattr(state.events, name, True)
+
+    return change
+
+
+@on_each_pair
+def test_an_interrupt_that_waits_is_taken_behind_sti_elsewhere(source: str, target: str, cpu: Cpu) -> None:
+    snapshot = pending(cpu(source))
+    # STI holds it off for one instruction (SDM vol. 2, STI): the first INC CX is done.
+    assert printed(snapshot, cpu(target))[0] == b"\x01"
+    assert printed(snapshot, cpu(source)) == printed(snapshot, cpu(target))
+
+
+@on_each_pair
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (set_interrupts, b"\x00"),
+        (set_shadow("sti_shadow"), b"\x01"),
+        (set_shadow("mov_ss_shadow"), b"\x01"),
+    ],
+    ids=["no shadow", "STI", "MOV SS"],
+)
+def test_in_the_shadow_of_sti_and_mov_ss(
+    change: Any, said: bytes, source: str, target: str, cpu: Cpu
+) -> None:
+    snapshot = altered(pending(cpu(source)), change)
+    with over(snapshot, cpu(source)) as machine:  # the shadow goes through the source's own CPU
+        again = machine.snapshot()
+        events = again.cpus[0].state.events
+        assert (events.sti_shadow or events.mov_ss_shadow) is (said == b"\x01")
+    data, trace = printed(again, cpu(target))
+    assert data == said
+    assert (data, trace) == printed(again, cpu(source))
+
+
+def set_acknowledged(state: CpuState) -> None:
+    state.events.interrupt = 8
+
+
+def set_nmi(state: CpuState) -> None:
+    state.events.nmi_pending = True
+
+
+def set_masked_nmi(state: CpuState) -> None:
+    state.events.nmi_pending = state.events.nmi_masked = True
+
+
+def set_exception(state: CpuState) -> None:
+    state.rip += 1
+    state.events.exception = 2 + 6  # the double fault, which has a handler here: vector 8
+
+
+@on_each_pair
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        # Delivered with IF clear, before STI; then that of the 8259A behind the first INC CX.
+        (set_acknowledged, b"\x00\x01"),
+        (set_nmi, b"\x80\x01"),
+        # The handler of the timer ends with IRET, which unmasks the NMI (SDM vol. 3, 6.7.1).
+        (set_masked_nmi, b"\x01\x81"),
+        (set_exception, b"\x00"),
+    ],
+    ids=["interrupt acknowledged", "NMI", "NMI masked", "exception"],
+)
+def test_what_is_pending_in_the_cpu_is_delivered_elsewhere(
+    change: Any, said: bytes, source: str, target: str, cpu: Cpu
+) -> None:
+    snapshot = altered(pending(cpu(source)), change)
+    with over(snapshot, cpu(source)) as machine:
+        again = machine.snapshot()
+        assert again.cpus[0].state.events == snapshot.cpus[0].state.events
+    data, trace = printed(again, cpu(target))
+    assert data == said
+    assert (data, trace) == printed(again, cpu(source))
+
+
+HALTS = PENDING.replace("mov bx, 1500", "mov bx, 1").replace("sti\ninc cx", "sti\nhlt\nhlt\nhlt\ninc cx")
+
+
+@on_each_pair
+@pytest.mark.parametrize("style", ["run", "exits"])
+def test_a_halted_cpu_is_woken_by_a_timer_elsewhere(style: str, source: str, target: str, cpu: Cpu) -> None:
+    with made(cpu(source), HALTS, mode="real", bits=16, handler=TOLD) as machine:
+        traced = Traced(machine)
+        taken = []
+        for exit in machine.exits():
+            if isinstance(exit, Halt):
+                taken.append((machine.snapshot(), len(traced.trace)))
+        assert len(taken) == 4
+        snapshot, at = taken[1]  # nothing is pending there: a millisecond is missing
+        rest = traced.trace[at:]
+        now = machine.clock.now()
+        assert now - snapshot.clock.now_ns > 1_000_000
+        assert snapshot.cpus[0].run_state == "halted"
+        with over(snapshot, cpu(target)) as restored:
+            again = Traced(restored)
+            if style == "run":
+                assert restored.run(budget=seconds(20)) == Halt()
+            else:
+                for exit in restored.exits():
+                    pass
+                assert exit == Halt()
+            assert again.trace == rest
+            assert restored.clock.now() == now
+
+
+@on_each_pair
+def test_an_nmi_wakes_a_halted_cpu_elsewhere(source: str, target: str, cpu: Cpu) -> None:
+    """HLT with interrupts off: nothing but the NMI that came with the snapshot ends it."""
+    code = PENDING.replace("mov bx, 1500", "mov bx, 1").replace("sti\n", "cli\nhlt\n")
+    with made(cpu(source), code, mode="real", bits=16, handler=TOLD) as machine:
+        assert machine.run(budget=seconds(20)) == Halt()
+        snapshot = altered(machine.snapshot(), set_nmi)
+    with over(snapshot, cpu(target)) as restored:
+        assert restored.run(budget=seconds(20)) == Halt()
+        assert restored.output.data == b"\x80"
+        assert restored.cpu.rcx & 0xFF == 3
