@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from ..cpu.state import CpuState, Registers
+from ..cpu.validate import validate
 from ..errors import NotSupported
 from ..exits import Exit
 
@@ -248,6 +249,11 @@ class Vcpu(ABC):
     def set_state(self, state: CpuState) -> None:
         """Replace everything. UsageError for a state that no x86 CPU can be in (it names
         the field); NotSupported for one that this host cannot hold. Nothing is changed then."""
+
+    def check_state(self, state: CpuState) -> None:
+        """Before a snapshot is restored: UsageError or NotSupported for a state that `set_state` would
+        refuse, or could hold in part only, as far as can be told without trying."""
+        validate(state)
 
     def settle(self) -> None:
         """Finish the instruction in flight, if its reads are answered."""
