@@ -104,9 +104,7 @@ SEED = 11
 
 def machine_of(guest: str, backend: Backend, **arguments: Any) -> Machine:
     source = BytesSource(GUESTS[guest])
-    return Machine.for_guest(
-        guest, backend=backend, seed=SEED, clock="exits", source=source, **arguments
-    )
+    return Machine.for_guest(guest, backend=backend, seed=SEED, clock="exits", source=source, **arguments)
 
 
 def refused(guest: str, *backends: Backend) -> bool:
@@ -179,13 +177,18 @@ def test_a_guest_goes_on_elsewhere_as_it_would_have_here(
 HANDLER = 0x7D00
 
 
+class TapeState(msgspec.Struct, frozen=True):
+    read: int = 0
+    written: tuple[int, ...] = ()
+
+
 class Tape:
     """A device whose reads count up, and that remembers what was written."""
 
     widths = frozenset({1, 2, 4})
 
-    def __init__(self, state: tuple[int, ...] = (0,)) -> None:
-        self.read_next, *self.written = state
+    def __init__(self, state: TapeState = TapeState()) -> None:
+        self.read_next, self.written = state.read, list(state.written)
 
     def read(self, offset: int, size: int, /) -> int:
         self.read_next += 1
@@ -194,8 +197,12 @@ class Tape:
     def write(self, offset: int, size: int, value: int, /) -> None:
         self.written.append(value)
 
-    def state(self) -> tuple[int, ...]:
-        return (self.read_next, *self.written)
+    def state(self) -> TapeState:
+        return TapeState(self.read_next, tuple(self.written))
+
+
+#: What a file does not know of by itself.
+TAPES = {"tape": TapeState, "tape-mmio": TapeState}
 
 
 def tape(machine: Machine) -> Machine:
@@ -489,7 +496,9 @@ PROBE = "probe:\nin al, 0x80\njmp probe\n"
 
 def fill(state: CpuState) -> None:
     """Something in each register that a snapshot has and that code in long mode at CPL 0 can have."""
-    for number, name in enumerate(("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", *(f"r{n}" for n in range(8, 16)))):
+    for number, name in enumerate(
+        ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", *(f"r{n}" for n in range(8, 16)))
+    ):
         setattr(state, name, 0xFEDCBA9876543210 ^ number << 56)
     state.rflags = 0x246 | 0x8D5 | 1 << 10 | 1 << 21  # OF SF ZF AF PF CF, DF, ID
     state.cr2, state.cr8 = 0x1122334455667788, 9
@@ -522,9 +531,9 @@ def test_every_register_is_carried(source: str, target: str, cpu: Cpu, tmp_path:
         first = altered(machine.snapshot(), fill)
     with over(first, cpu(source)) as machine:
         snapshot = machine.snapshot()
-    save(snapshot, tmp_path / "registers.vmm")
+    save(snapshot, tmp_path / "registers.vmm", extra=TAPES)
     wanted = first.cpus[0].state
-    with over(load(tmp_path / "registers.vmm"), cpu(target)) as restored:
+    with over(load(tmp_path / "registers.vmm", extra=TAPES), cpu(target)) as restored:
         assert restored.vcpu.state().diff(wanted) == []
         restored.run(budget=exits(3))  # and they are still there
         left = restored.vcpu.state()
