@@ -1,7 +1,7 @@
 """Chassis: a machine without its CPUs. Memory, buses, the devices of its model, and their clock.
 
-`furnish` makes the devices, at first and again when a machine is restored: devices are not
-changed into what they were, they are made anew from their states, and take their places.
+When a machine is restored its devices are not changed into what they were: `prepare` makes them
+anew from their states, and with `furnish` they take their places.
 """
 
 from __future__ import annotations
@@ -64,16 +64,16 @@ class Chassis:
         }
         #: The time that the devices see.
         self.clock: Clock = CLOCKS[config.clock]()
-        self._wiring = self._wire({})
+        self._wiring = self._wire({}, self.clock, self.devices)
         for start, length in models.ram(config):
             self.memory.add(start, length)
         for name in models.names(config):
             self._place(name)
 
-    def _wire(self, states: dict[str, Any]) -> Wiring:
+    def _wire(self, states: dict[str, Any], clock: Clock, devices: dict[str, Any]) -> Wiring:
         return Wiring(
-            clock=self.clock,
-            devices=self.devices,
+            clock=clock,
+            devices=devices,
             random=self.random,
             config=self.config,
             memory=self.memory,
@@ -194,27 +194,26 @@ class Chassis:
                 states[f"{name}.{part}"] = getattr(device, part).state()
         return states
 
-    def furnish(self, states: dict[str, Any], clock: Clock) -> None:
-        """Make all devices anew, with `states` and over `clock`. They take the places of the old.
+    def prepare(self, states: dict[str, Any], clock: Clock) -> Wiring:
+        """All devices made anew, with `states` and over `clock`, and in no place yet: see `furnish`.
 
-        All are made before any is put in its place: what raises (UsageError for a state that a
-        device cannot be in) has changed nothing.
+        Nothing has changed when it raises: UsageError for a state that a device cannot be in.
         """
-        before = self.clock, self._wiring, dict(self.devices)
-        self.clock = clock
-        try:
-            self.devices.clear()
-            self._wiring = self._wire(states)
-            for name in models.names(self.config):
-                self.devices[name] = models.DEVICES[name].make(self._wiring)
-            for name, make in self._makers.items():
-                assert make is not None  # device_states has looked
-                self.devices[name] = make(states[name])
-        except BaseException:
-            self.clock, self._wiring, old = before
-            self.devices.clear()
-            self.devices.update(old)
-            raise
+        wiring = self._wire(states, clock, {})
+        for name in models.names(self.config):
+            wiring.devices[name] = models.DEVICES[name].make(wiring)
+        for name, make in self._makers.items():
+            assert make is not None  # device_states has looked
+            wiring.devices[name] = make(states[name])
+        return wiring
+
+    def furnish(self, wiring: Wiring) -> None:
+        """Let the devices that `prepare` made take the places of the old."""
+        made = wiring.devices
+        wiring.devices = self.devices
+        self.devices.clear()
+        self.devices.update(made)
+        self.clock, self._wiring = wiring.clock, wiring
         self.ports.replace({old: self._in_place(old.name) for old in self.ports.mappings})
         self.mmio.replace({old: self._in_place(old.name) for old in self.mmio.mappings})
 

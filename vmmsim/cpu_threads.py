@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .exits import Cancelled, Exit, Halt
-from .processor import HALTED, RUNS, Processor
+from .processor import RUNS, Processor
 
 if TYPE_CHECKING:
     from .backends.base import AccessHandler
@@ -78,7 +78,7 @@ class CpuThreads:
             exit = item.vcpu.run_inline(handler)
             if isinstance(exit, Halt):
                 with self._lock:
-                    item.status = HALTED
+                    item.halt()
                     self._chipset.halted()
                     self._on_halt(exit)
             elif isinstance(exit, Cancelled) and not self._processors.cancelled and not self._over:

@@ -329,12 +329,15 @@ class Machine(TimeTravel):
         goes on. Ends after the first exit that is not an access. With several vCPUs
         `processors.current` is the number of the one that made the exit.
         """
-        with self._chipset or contextlib.nullcontext():
+        with contextlib.ExitStack() as watch:
+            watch.enter_context(self._chipset or contextlib.nullcontext())
             while True:
                 restored = self._restored
                 exit = self.step_exit()
                 yield exit
-                if restored != self._restored:  # it was of another time
+                if restored != self._restored:  # it was of another time, by another clock
+                    watch.close()
+                    watch.enter_context(self._chipset or contextlib.nullcontext())
                     continue
                 if self.processors.goes_on(exit):
                     continue
@@ -388,7 +391,7 @@ class Machine(TimeTravel):
         finally:
             self._answering = False
         stop = self._stop
-        if self._between and self._whole():
+        if self._between and self.whole():
             self._do_between()
         return stop
 

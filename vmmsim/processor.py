@@ -10,7 +10,7 @@ import threading
 
 from .backends.base import Board, Vcpu
 from .cpu.modes import reset
-from .cpu.state import CpuState, Segment
+from .cpu.state import CpuState, Events, Segment
 from .cpu_view import CpuView
 
 __all__ = ["HALTED", "RUNS", "WAITS", "Processor"]
@@ -46,6 +46,18 @@ class Processor:
         self.status = status
         self.init = self.nmi = False
         self.startup = None
+
+    def resume(self, status: str, events: Events) -> None:
+        """It goes on from a snapshot, of whose state the vCPU has the registers already."""
+        self.begin(status)
+        self.nmi = events.nmi_pending and not events.nmi_masked
+
+    def halt(self) -> None:
+        """It has executed HLT."""
+        self.status = HALTED
+        if self.nmi:  # one that was delivered before HLT does not end the halt
+            events = self.vcpu.state().events
+            self.nmi = events.nmi_pending and not events.nmi_masked
 
     def obey(self) -> None:
         """Between two instructions: do what INIT and STARTUP say (SDM vol. 3, 8.4.4.1, 9.1.1)."""

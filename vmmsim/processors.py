@@ -15,7 +15,7 @@ from .backends.base import AccessHandler
 from .clock import InsnClock
 from .cpu_threads import CpuThreads
 from .exits import BudgetSpent, Cancelled, Exit, Halt
-from .processor import HALTED, RUNS, WAITS, Processor
+from .processor import RUNS, WAITS, Processor
 
 if TYPE_CHECKING:
     from .board import Chipset
@@ -47,8 +47,6 @@ class Processors:
         #: A cancel that no run has taken note of yet.
         self.cancelled = False
         self._threads: CpuThreads | None = None
-        #: The last run has ended for good; one that was cut short in a halt goes on in it.
-        self._ended = False
 
     def connect(self, chipset: Chipset | None) -> None:
         """What the vCPUs share: None in a machine without interrupts."""
@@ -159,14 +157,12 @@ class Processors:
             finally:
                 self._threads = None
         alone = len(self.items) == 1
-        if alone and (self._ended or self.items[0].board is None):
-            self.items[0].status = RUNS  # a run behind the last halt goes on there
-        self._ended = False
+        if alone:
+            self._go_on(self.items[0])
         left = max_insns
         while True:
             item = self._next()
             if item is None:
-                self._ended = True
                 return Halt()
             turn = left if alone else SLICE if left is None else min(SLICE, left)
             before = item.vcpu.insns
@@ -195,7 +191,7 @@ class Processors:
         if len(self.items) == 1:
             item = self.items[0]
             item.obey()
-            item.status = RUNS
+            self._go_on(item)
             exit = item.vcpu.run()
             if isinstance(exit, Halt):
                 self._halt(item)
@@ -232,6 +228,13 @@ class Processors:
         if isinstance(exit, Cancelled) and not self.cancelled and not item.init:
             return BudgetSpent("seconds", _SLICE_SECONDS)
         return exit
+
+    def _go_on(self, item: Processor) -> None:
+        """Before the run of the only vCPU: if it is halted, wait for what wakes it, as in the run that was
+        cancelled there or in the machine that it is restored from. Where nothing can, a run behind a
+        halt goes on there."""
+        if item.status is not RUNS and not self._await_any():
+            item.status = RUNS
 
     def goes_on(self, exit: Exit) -> bool:
         """Behind a halt of `step`: whether a vCPU can go on, which is waited for."""
@@ -276,6 +279,6 @@ class Processors:
         return self._chipset.wait(lambda: self.cancelled or self._first_ready() is not None)
 
     def _halt(self, item: Processor) -> None:
-        item.status = HALTED
+        item.halt()
         if self._chipset is not None:
             self._chipset.halted()

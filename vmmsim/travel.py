@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from .chassis import Chassis
 from .errors import UsageError
@@ -17,13 +17,13 @@ from .exits import Exit
 if TYPE_CHECKING:
     from .backends.base import Backend, Vcpu
     from .budget import Budget
-    from .clock import Clock
     from .devices.base import CharSource
     from .processors import Processors
     from .snapshot.history import History, Returned
     from .snapshot.values import Snapshot
     from .stops import Until
     from .streams import TeeSink
+    from .wiring import Wiring
 
 __all__ = ["Gate", "Pause", "TimeTravel"]
 
@@ -111,7 +111,7 @@ class TimeTravel(Chassis):
         for action in actions:
             action()
 
-    def _whole(self) -> bool:
+    def whole(self) -> bool:
         """Whether no vCPU is in the middle of an instruction."""
         for item in self.processors:
             item.vcpu.settle()
@@ -179,9 +179,9 @@ class TimeTravel(Chassis):
         finally:
             self.muted = before
 
-    def replace_devices(self, states: dict[str, Any], clock: Clock) -> None:
-        """Make all devices anew: see `Chassis.furnish`."""
-        self.furnish(states, clock)
+    def replace_devices(self, wiring: Wiring) -> None:
+        """Give the machine the devices that `Chassis.prepare` made."""
+        self.furnish(wiring)
         self._connect()
         self._restored += 1
         self._stop = None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from ..cpu.state import CpuState, Registers
+from ..cpu.validate import validate
 from ..errors import NotSupported
 from ..exits import Exit
 
@@ -255,6 +256,11 @@ class Vcpu(ABC):
         state = state.copy()
         state.halted = False
         self.set_state(state)
+
+    def check_state(self, state: CpuState) -> None:
+        """Before a snapshot is restored: UsageError or NotSupported for a state that `set_state` would
+        refuse, or could hold in part only, as far as can be told without trying."""
+        validate(state)
 
     def settle(self) -> None:
         """Finish the instruction in flight, if its reads are answered."""

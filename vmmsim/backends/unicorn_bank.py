@@ -168,6 +168,9 @@ class BankedVcpu(Vcpu):
     def state(self) -> CpuState:
         return self._in().state()
 
+    def check_state(self, state: CpuState) -> None:
+        self._in().check_state(state)
+
     def set_state(self, state: CpuState) -> None:
         self._in().set_state(state)
 

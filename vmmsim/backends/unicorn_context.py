@@ -45,6 +45,7 @@ _DEBUG = struct.Struct("<8Q")
 _X87 = struct.Struct("<QH")
 _YMM = struct.Struct("<4Q")
 
+_DR7_ENABLED = 0xFF  # L0, G0 to L3, G3
 _LAZY_EFLAGS = 1  # "the source operand is the flags themselves"
 _CC = 0x8D5  # OF SF ZF AF PF CF
 _HIDDEN_INHIBIT = 1 << 3
@@ -139,12 +140,7 @@ class ContextCodec(RegisterAccess):
         """
         at, s = self.layout, state
         data = self._context.save()
-        debug = _DEBUG.unpack_from(data, at.debug)
-        if any(data[at.breakpoints : at.breakpoints + 32]) and (*debug[:4], debug[7]) != (*s.dr, s.dr7):
-            raise NotSupported(
-                f"the guest has armed breakpoints (DR7 {debug[7]:#x}), which Unicorn cannot replace",
-                hint="let the guest clear DR7 first, or set the state in a new machine",
-            )
+        self._check_armed(data, s)
         old = (*struct.unpack_from("<5Q", data, at.cr), _QWORD.unpack_from(data, at.efer)[0])
         self._put_registers(data, s)
         hidden, hidden2 = struct.unpack_from("<II", data, at.flags + 40)
@@ -176,6 +172,28 @@ class ContextCodec(RegisterAccess):
         self.write(x86.UC_X86_REG_MXCSR, s.fpu.mxcsr)
         if old != (s.cr0, 0, s.cr2, s.cr3, s.cr4, s.efer):
             self.flush_tlb()
+
+    def _check_armed(self, data: memoryview, state: CpuState) -> bool:
+        """Whether the guest has armed breakpoints: those of `state`, else NotSupported."""
+        debug = _DEBUG.unpack_from(data, self.layout.debug)
+        if not any(data[self.layout.breakpoints : self.layout.breakpoints + 32]):
+            return False
+        if (*debug[:4], debug[7]) != (*state.dr, state.dr7):
+            raise NotSupported(
+                f"the guest has armed breakpoints (DR7 {debug[7]:#x}), which Unicorn cannot replace",
+                hint="let the guest clear DR7 first, or set the state in a new machine",
+            )
+        return True
+
+    def check_breakpoints(self, state: CpuState) -> None:
+        """NotSupported where `write_state` would lose breakpoints, or refuse `state` for those that the
+        guest has armed."""
+        if not self._check_armed(self._context.save(), state) and state.dr7 & _DR7_ENABLED:
+            raise NotSupported(
+                f"the state has armed breakpoints (DR7 {state.dr7:#x}), which Unicorn arms only when the "
+                "guest itself writes DR7",
+                hint="use backend kvm, or a snapshot from before they were armed",
+            )
 
     def _put_registers(self, data: memoryview, r: Registers) -> None:
         at = self.layout

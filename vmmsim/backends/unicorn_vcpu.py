@@ -371,10 +371,17 @@ class UnicornVcpu(UnicornPins):
         self.settle()
         return self._read_state()
 
-    def set_state(self, state: CpuState) -> None:
+    def check_state(self, state: CpuState) -> None:
+        self._check_possible(state)
+        self.codec.check_breakpoints(state)
+
+    def _check_possible(self, state: CpuState) -> None:
         validate(state)
         if state.mode == "v86":
             raise NotSupported("virtual-8086 mode cannot be set on Unicorn", hint="use mode real")
+
+    def set_state(self, state: CpuState) -> None:
+        self._check_possible(state)
         self.settle()
         self._check_settable()
         self._put(state)

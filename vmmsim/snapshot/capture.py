@@ -20,6 +20,8 @@ from .cow import image_of, put_back, put_back_by_copy
 from .values import ClockState, CpuSnapshot, Provenance, RandomState, Snapshot
 
 if TYPE_CHECKING:
+    from ..backends.base import Vcpu
+    from ..cpu.state import CpuState
     from ..processor import Processor
     from ..travel import TimeTravel
     from .pages import MemoryImage
@@ -120,40 +122,43 @@ def check_fits(machine: TimeTravel, snapshot: Snapshot) -> None:
             f"only the {whose} has a device '{name}'", hint="attach and leave out the same devices"
         )
     held = machine.backend.capabilities.xcr0
-    for number, cpu in enumerate(snapshot.cpus):
+    for item, cpu in zip(machine.processors, snapshot.cpus, strict=True):
         lacks = cpu.state.xcr0 & ~held
         if lacks:
             names = [name for mask, name in _XCR0_NAMES.items() if lacks & mask] or [hex(lacks)]
             raise NotSupported(
-                f"CPU {number} of the snapshot uses {', '.join(names)} (XCR0 {cpu.state.xcr0:#x}), "
+                f"CPU {item.number} of the snapshot uses {', '.join(names)} (XCR0 {cpu.state.xcr0:#x}), "
                 f"which {machine.backend.provenance} does not have",
                 hint="restore it on the backend that it was taken on",
             )
+        item.vcpu.check_state(cpu.state)
 
 
 def restore(machine: TimeTravel, snapshot: Snapshot, *, rewind: bool = True, copy: bool = False) -> None:
-    """Make `machine` what `snapshot` says. Raises as `check_fits` and `Vcpu.set_state` do: nothing
-    has changed then.
+    """Make `machine` what `snapshot` says. Raises as `check_fits`, `Chassis.prepare` and
+    `Vcpu.set_state` do: nothing has changed then. Behind any other error the machine is poisoned.
 
     `rewind`: let the input go on where it was, too. `copy`: bring memory back page by page.
     """
     proven = machine.proves(snapshot)
     if not proven:
         check_fits(machine, snapshot)
+    devices = machine.prepare(snapshot.devices, _clock(snapshot.clock))
+    if not proven and not machine.whole():
+        _rehearse(machine, snapshot)
     for item in machine.processors:
         item.vcpu.abandon()
-    if proven:
-        machine.poison("bringing its CPUs back failed")
-        for item, cpu in zip(machine.processors, snapshot.cpus, strict=True):
-            item.vcpu.set_proven(cpu.state)
-    else:
+    if not proven:
         _set_cpus(machine, snapshot)
+    machine.poison("a snapshot was restored in part, and then the host failed")
     for item, cpu in zip(machine.processors, snapshot.cpus, strict=True):
-        if cpu.insns is not None:
-            item.vcpu.set_insns(cpu.insns)
-        item.begin(_STATUSES[cpu.run_state])
-    machine.replace_devices(snapshot.devices, _clock(snapshot.clock))
-    machine.poison("bringing its memory back failed")
+        if proven:
+            item.vcpu.set_proven(cpu.state)
+            if cpu.insns is not None:
+                item.vcpu.set_insns(cpu.insns)
+        item.resume(_STATUSES[cpu.run_state], cpu.state.events)
+    machine.processors.current = snapshot.current
+    machine.replace_devices(devices)
     if copy:
         put_back_by_copy(machine.memory, snapshot.memory)
     else:
@@ -163,24 +168,39 @@ def restore(machine: TimeTravel, snapshot: Snapshot, *, rewind: bool = True, cop
     if rewind and hasattr(machine.source, "seek"):
         machine.source.seek(snapshot.input_position)
     machine.generation = snapshot.generation
-    machine.processors.current = snapshot.current
     machine.poison(None)
     machine.prove(snapshot)
 
 
-def _set_cpus(machine: TimeTravel, snapshot: Snapshot) -> None:
-    """All vCPUs are set, or none is."""
-    items = machine.processors.items
-    # A vCPU that refuses its state keeps the one it has: only those before it are to be put back.
-    before = [(item, item.vcpu.state()) for item in items[:-1]]
-    done = 0
+def _rehearse(machine: TimeTravel, snapshot: Snapshot) -> None:
+    """Raise what `set_state` would: in a VM for this alone, since an access of the machine's is half
+    done, which cannot be gone back to."""
+    vm = machine.backend.create_vm()
     try:
-        for item, cpu in zip(items, snapshot.cpus, strict=True):
+        vcpu = vm.create_vcpu()
+        for cpu in snapshot.cpus:
+            vcpu.set_state(cpu.state)
+    finally:
+        vm.close()
+
+
+def _set_cpus(machine: TimeTravel, snapshot: Snapshot) -> None:
+    """All of them, or none: those that were set are set back."""
+    done: list[tuple[Vcpu, CpuState, int | None]] = []
+    try:
+        for item, cpu in zip(machine.processors, snapshot.cpus, strict=True):
+            vcpu = item.vcpu
+            before, insns = vcpu.state(), vcpu.insns
             state = cpu.state.copy()
             state.halted = False  # that is the processor's to know
-            item.vcpu.set_state(state)
-            done += 1
+            vcpu.set_state(state)
+            done.append((vcpu, before, insns))
+            if cpu.insns is not None:
+                vcpu.set_insns(cpu.insns)
     except VmmsimError:
-        for item, state in before[:done]:
-            item.vcpu.set_state(state)
+        machine.poison("its CPUs could not be set back when a snapshot was refused")
+        for vcpu, before, insns in done:
+            vcpu.set_state(before)
+            vcpu.set_insns(insns or 0)
+        machine.poison(None)
         raise

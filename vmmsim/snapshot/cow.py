@@ -80,6 +80,7 @@ class Backing:
 
     def map_under(self, memory: GuestMemory) -> None:
         """Give `memory` these bytes. HostError when the host refuses; the memory is then undefined."""
+        memory.base = None  # until it is known what lies where
         regions = {region.gpa: region for region in memory.regions}
         owner: Region | None = None
         base = 0
