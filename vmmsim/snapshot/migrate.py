@@ -261,8 +261,8 @@ class _Mover:
         except BaseException as error:
             self._error = error
             reason = self._ended if isinstance(error, _Ended) else getattr(error, "message", "internal error")
-            self._channel.abort(reason)
-            linger = 0.5
+            if self._channel.abort(reason):
+                linger = 1.0
         finally:
             self._channel.close(linger=linger)
             with self._lock:
