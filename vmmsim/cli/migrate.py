@@ -162,7 +162,7 @@ def _after(text: str | None) -> Budget | None:
     if text is None:
         return None
     found = _AFTER.fullmatch(text)
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, re.error):
         if found is not None and found[1] == "serial":
             re.compile(found[2].encode(), re.DOTALL)
             return None

@@ -81,12 +81,13 @@ class Channel:
         assert isinstance(event, kind), event
         return event
 
-    def abort(self, reason: str) -> None:
-        """Tell the other side, if it can still be told."""
+    def abort(self, reason: str) -> bool:
+        """Tell the other side, if it can still be told: whether it was tried."""
         if not self.side.abort(reason):
-            return
+            return False
         with contextlib.suppress(MigrationError):
             self._wire.send(self._rest + self.side.take(), lambda: None, time.monotonic() + 1)
+        return True
 
     def close(self, *, linger: float = 0.0) -> None:
         self._wire.close(linger=linger)

@@ -261,8 +261,8 @@ class _Mover:
         except BaseException as error:
             self._error = error
             reason = self._ended if isinstance(error, _Ended) else getattr(error, "message", "internal error")
-            self._channel.abort(reason)
-            linger = 0.5
+            if self._channel.abort(reason):
+                linger = 1.0
         finally:
             self._channel.close(linger=linger)
             with self._lock:
@@ -368,16 +368,15 @@ class _Mover:
                 # The processors alone: the machine's own cancel would have a device that waits
                 # for a key answer that none came, and the guest would see that.
                 self._machine.processors.cancel()
+        told = time.monotonic()
         while not job.done.wait(0.05):
             self._check()
-            if (waited := time.monotonic()) > self._last_ping + _PING:
-                self._last_ping = waited
+            if time.monotonic() > told + _PING:  # or the destination would give up waiting
                 self._end_round()
+                told = time.monotonic()
         if job.error is not None:
             raise job.error
         return job
-
-    _last_ping = 0.0
 
 
 def _regions(machine: Machine) -> tuple[MemoryRegion, ...]:

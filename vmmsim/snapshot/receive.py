@@ -75,15 +75,14 @@ def receive(
 
     channel = Channel(side, wire, check)
     taking = _Taking(channel, side, backend, source, sink, max_memory, patience, progress)
-    linger = 1.0
+    linger = 0.1
     try:
-        found = taking.run()
-        linger = 0.1
-        return found
+        return taking.run()
     except BaseException as error:
         taking.drop()
         reason = getattr(error, "message", "it was stopped")
-        channel.abort(reason)
+        if channel.abort(reason):
+            linger = 1.0
         if isinstance(error, VmmsimError) and not isinstance(error, MigrationError):
             raise MigrationError(f"the machine cannot run here: {reason}", hint=error.hint) from error
         raise
