@@ -325,7 +325,8 @@ class Machine(Chassis):
             self.between(lambda: self._give(tag))
 
     def _give(self, tag: int) -> None:
-        if not self._running and not all(item.vcpu.whole for item in self.processors):
+        self._settle()
+        if not all(item.vcpu.whole for item in self.processors):
             # In `exits()`, and further accesses of the same instruction are to be answered first.
             self._between.append(lambda: self._give(tag))
         elif self.on_snapshot is not None:
