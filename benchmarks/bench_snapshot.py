@@ -118,7 +118,10 @@ def _restore(backend: str, quick: bool) -> list[Result]:
     of = f"median of {rounds}"
     make = partial(_most, unit="us", backend=backend)
     return [
-        make(f"snapshot_restore_100_pages_{backend}", hundred * 1e6, copied * 1e6, 1 / 40, of=f"{of}; copying 64 MiB"),
+        make(
+            f"snapshot_restore_100_pages_{backend}", hundred * 1e6, copied * 1e6, 1 / 40,
+            of=f"{of}; copying 64 MiB",
+        ),
         make(
             f"snapshot_restore_1_page_{backend}", max(0.0, one - state) * 1e6, copied * 1e6, 1 / 100,
             of=f"{of}; {one * 1e6:.0f} us less set_state's {state * 1e6:.0f} us; copying 64 MiB",
@@ -262,7 +265,8 @@ def _alive(backend: str, most: int, quick: bool) -> list[Result]:
     return [
         _most(
             f"{name}_{point['clones']}", point["uss"], None, _MIB, unit="bytes", backend=backend,
-            of=f"Uss a clone, Pss {point['pss']:.0f}; {point['mappings']:.1f} mappings, {point['fds']:.1f} fds each",
+            of=f"Uss a clone, Pss {point['pss']:.0f}; "
+            f"{point['mappings']:.1f} mappings, {point['fds']:.1f} fds each",
         )
         for point in curve
     ]  # fmt: skip
@@ -272,7 +276,7 @@ def _alive_main(backend: str, count: int) -> None:
     import json
 
     opened = open_backend(backend)[0]
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     alive: list[Machine] = []
     curve = []
@@ -312,8 +316,10 @@ def _files(quick: bool) -> list[Result]:
         small = packed.stat().st_size
     opened.close()
     return [
-        _most("snapshot_file", size, None, 4.2 * _MIB, unit="bytes", of="on disk; 64 MiB, of which 4 MiB are used"),
-        _most("snapshot_file_pack", packing, None, 1.0, unit="s", of=f"{small} bytes; saved in {saving:.3f} s"),
+        _most("snapshot_file", size, None, 4.2 * _MIB, unit="bytes", of="on disk; of 64 MiB 4 MiB are used"),
+        _most(
+            "snapshot_file_pack", packing, None, 1.0, unit="s", of=f"{small} bytes; saved in {saving:.3f} s"
+        ),
     ]  # fmt: skip
 
 
