@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -326,3 +327,50 @@ def test_run_snapshot_restore_run_is_run_straight_through(
     assert first[0] == straight[0][cut:]  # type: ignore[index]
     assert second == first
     assert third == first
+
+
+def test_two_cpus_go_back_together_as_often_as_wanted(backend_name: str) -> None:
+    with Machine.for_guest("smp-ping-pong", backend=backend_name) as machine:
+        machine.run(budget=exits(30))
+        snapshot = machine.snapshot()
+        ends = []
+        for _ in range(3):
+            before = len(machine.output)
+            end = machine.run()
+            ends.append((end, machine.output.since(before)))
+            machine.restore(snapshot)
+        assert ends[0] == ends[1] == ends[2]
+        assert ends[0][1]
+    with Machine.from_snapshot(snapshot, backend=backend_name) as other:
+        assert (other.run(), other.output.data) == ends[0]
+
+
+def test_a_machine_with_another_device_is_asked_again_whether_it_fits(backend_name: str) -> None:
+    class Nothing:
+        widths = frozenset({1})
+
+        def read(self, offset: int, size: int, /) -> int:
+            return 0
+
+        def write(self, offset: int, size: int, value: int, /) -> None:
+            pass
+
+        def state(self) -> SnapshotPortState:
+            return SnapshotPortState()
+
+    with machine_with(THREE_X, backend_name) as machine:
+        snapshot = machine.snapshot()
+        machine.restore(snapshot)
+        machine.attach_port(0x10, 1, Nothing(), "nothing", restore=lambda state: Nothing())
+        with pytest.raises(UsageError, match="only the machine has a device 'nothing'"):
+            machine.restore(snapshot)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="huge pages are refused on Linux only")
+def test_engines_are_made_without_huge_pages_and_others_keep_theirs() -> None:
+    from vmmsim.backends.huge_pages import _GET_THP_DISABLE, _prctl, small_pages
+
+    before = _prctl()(_GET_THP_DISABLE, 0, 0, 0, 0)
+    with small_pages():
+        assert _prctl()(_GET_THP_DISABLE, 0, 0, 0, 0) == 1
+    assert _prctl()(_GET_THP_DISABLE, 0, 0, 0, 0) == before
