@@ -15,6 +15,9 @@ EXPECTED = {
     "guest_code_alu", "guest_code_mix", "unicorn_port_in", "unicorn_port_out", "unicorn_mmio_read",
     "unicorn_mmio_write", "unicorn_run_exit", "kvm_port", "kvm_mmio", "import_vmmsim", "run_loop_unicorn",
     "run_loop_kvm", "machines_unicorn", "machines_kvm",
+    "snapshot_restore_100_pages_unicorn", "snapshot_restore_1_page_unicorn", "snapshot_cpu_state_kvm",
+    "clone_first_instruction_unicorn", "clone_first_instruction_kvm", "clones_alive_unicorn_20",
+    "snapshot_file", "snapshot_file_pack",
 }  # fmt: skip
 FIELDS = {"name", "value", "unit", "baseline", "ratio", "goal", "backend", "clock", "skipped"}
 

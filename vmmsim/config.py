@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import msgspec
 
 from . import layout
@@ -56,7 +58,7 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             )
 
     def _check_types(self) -> None:
-        for field in msgspec.structs.fields(type(self)):
+        for field in _fields(type(self)):
             value = getattr(self, field.name)
             name, wanted = field.name, _TYPES[field.type]
             try:
@@ -66,6 +68,12 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                     f"{name}={value!r} is {_a(type(value).__name__)}; {name} is {wanted}",
                     hint=_remedy(name, value),
                 ) from None
+
+
+@cache
+def _fields(kind: type[MachineConfig]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    """msgspec makes them anew each time, from source text."""
+    return msgspec.structs.fields(kind)
 
 
 #: The types of the fields, in words.

@@ -130,18 +130,35 @@ class VcpuFd:
 
     def state(self) -> CpuState:
         """Every register."""
-        state = self.place()
+        self.check_open()
         image = bytearray(kvm_state.XSAVE_SIZE)
-        self._ioctl(abi.GET_XSAVE, image, "KVM_GET_XSAVE")
-        state.fpu = kvm_state.fpu_from(image, self._avx_at)
-        xcrs = self._get(abi.GET_XCRS, abi.Xcrs(), "KVM_GET_XCRS")
-        state.xcr0 = next((x.value for x in xcrs.xcrs[: xcrs.nr_xcrs] if x.xcr == 0), 1)
-        state.events = self.events()
-        debug = self._get(abi.GET_DEBUGREGS, abi.Debugregs(), "KVM_GET_DEBUGREGS")
-        state.dr, state.dr6, state.dr7 = list(debug.db), debug.dr6, debug.dr7
-        msrs = kvm_state.msrs_to({})
-        self._ioctl(abi.GET_MSRS, msrs, "KVM_GET_MSRS")
-        state.msrs = {entry.index: entry.data for entry in msrs.entries}
+        sregs, xcrs, debug, events = abi.Sregs(), abi.Xcrs(), abi.Debugregs(), abi.VcpuEvents()
+        msrs = kvm_state.no_msrs()
+        for request, data, what in (
+            (abi.GET_SREGS, sregs, "KVM_GET_SREGS"),
+            (abi.GET_XSAVE, image, "KVM_GET_XSAVE"),
+            (abi.GET_XCRS, xcrs, "KVM_GET_XCRS"),
+            (abi.GET_VCPU_EVENTS, events, "KVM_GET_VCPU_EVENTS"),
+            (abi.GET_DEBUGREGS, debug, "KVM_GET_DEBUGREGS"),
+            (abi.GET_MSRS, msrs, "KVM_GET_MSRS"),
+        ):
+            try:
+                fcntl.ioctl(self.fd, request, data)
+            except OSError as error:
+                raise HostError(f"{what} failed: {os.strerror(error.errno or 0)}") from error
+        state = CpuState(  # type: ignore[misc]
+            *kvm_state.REGS.unpack_from(self.u8, _REGS_AT),
+            xcr0=next((x.value for x in xcrs.xcrs[: xcrs.nr_xcrs] if x.xcr == 0), 1),
+            dr=list(debug.db),
+            dr6=debug.dr6,
+            dr7=debug.dr7,
+            msrs=kvm_state.msrs_from(msrs),
+            fpu=kvm_state.fpu_from(image, self._avx_at),
+            events=kvm_state.events_from(events),
+        )
+        kvm_state.sregs_from(sregs, state)
+        state.cr8 = self.u64[_CR8]  # as in `place`
+        self._keep(state, sregs, self.register_bytes(), xcrs, image, debug, msrs)
         return state
 
     def set_state(self, state: CpuState) -> None:
@@ -172,8 +189,29 @@ class VcpuFd:
         events = kvm_state.events_to(state.events, triple_fault_event=self._triple_fault_event)
         self._ioctl(abi.SET_VCPU_EVENTS, events, "KVM_SET_VCPU_EVENTS")
 
+    def _keep(
+        self, state: CpuState, sregs: abi.Sregs, registers: bytes, xcrs: Any, fpu: Any, debug: Any, msrs: Any
+    ) -> None:
+        """Remember the structures that say `state`, for `put_back`."""
+        sregs.cr8 = state.cr8
+        for at in range(4):
+            sregs.interrupt_bitmap[at] = 0
+        events = kvm_state.events_to(state.events, triple_fault_event=self._triple_fault_event)
+        self._native = (
+            state,
+            (
+                (abi.SET_SREGS, sregs, "KVM_SET_SREGS"),
+                (abi.SET_REGS, registers, "KVM_SET_REGS"),
+                (abi.SET_XCRS, xcrs, "KVM_SET_XCRS"),
+                (abi.SET_XSAVE, fpu, "KVM_SET_XSAVE"),
+                (abi.SET_DEBUGREGS, debug, "KVM_SET_DEBUGREGS"),
+                (abi.SET_MSRS, msrs, "KVM_SET_MSRS"),
+                (abi.SET_VCPU_EVENTS, events, "KVM_SET_VCPU_EVENTS"),
+            ),
+        )
+
     def put_back(self, state: CpuState) -> None:
-        """Set a state that KVM has held before; the structures that say so are kept for the next time."""
+        """Set a state that `state` has given, or that KVM has held before: what says so to KVM is kept."""
         if self._native is None or self._native[0] is not state:
             sregs = self.sregs()
             kvm_state.sregs_to(state, sregs)
@@ -182,21 +220,18 @@ class VcpuFd:
             debug = abi.Debugregs(dr6=state.dr6, dr7=state.dr7)
             debug.db[:] = state.dr
             fpu = kvm_state.fpu_to(state.fpu, self._avx_at if any(state.fpu.ymmh) else 0)
-            events = kvm_state.events_to(state.events, triple_fault_event=self._triple_fault_event)
-            calls = (
-                (abi.SET_SREGS, sregs, "KVM_SET_SREGS"),
-                (abi.SET_REGS, kvm_state.registers_to(state), "KVM_SET_REGS"),
-                (abi.SET_XCRS, xcrs, "KVM_SET_XCRS"),
-                (abi.SET_XSAVE, fpu, "KVM_SET_XSAVE"),
-                (abi.SET_DEBUGREGS, debug, "KVM_SET_DEBUGREGS"),
-                (abi.SET_MSRS, kvm_state.msrs_to(state.msrs), "KVM_SET_MSRS"),
-                (abi.SET_VCPU_EVENTS, events, "KVM_SET_VCPU_EVENTS"),
-            )
-            self._native = state, calls
+            msrs = kvm_state.msrs_to(state.msrs)
+            self._keep(state, sregs, kvm_state.registers_to(state), xcrs, fpu, debug, msrs)
+        self.check_open()
+        assert self._native is not None
+        calls, fd, ioctl = self._native[1], self.fd, fcntl.ioctl
         self.u64[_CR8] = state.cr8
-        for request, data, what in self._native[1]:
-            self._ioctl(request, data, what)
-        self.u8[_REGS_AT:_REGS_END] = self._native[1][1][1]
+        try:
+            for call in calls:
+                ioctl(fd, call[0], call[1])
+        except OSError as error:
+            raise HostError(f"{call[2]} failed: {os.strerror(error.errno or 0)}") from error
+        self.u8[_REGS_AT:_REGS_END] = calls[1][1]
 
     def _check_control(self, state: CpuState) -> None:
         """kvm_pvm takes CR0.PG outside long mode without an error, and drops it."""

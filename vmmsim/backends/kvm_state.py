@@ -21,10 +21,11 @@ __all__ = [
     "events_to",
     "fpu_from",
     "fpu_to",
+    "msrs_from",
     "msrs_to",
+    "no_msrs",
     "registers_from",
     "registers_to",
-    "segment_from",
     "sregs_from",
     "sregs_to",
 ]
@@ -34,6 +35,11 @@ REGS = struct.Struct("<18Q")
 XSAVE_SIZE = 4096
 
 _SEGMENTS = (*SEGMENT_NAMES, "tr", "ldt")
+#: struct kvm_segment: base, limit, selector, then a byte each. kvm_sregs begins with CS, DS, ES, FS, GS,
+#: SS, TR and LDT.
+_SEGMENT = struct.Struct("<QIH9Bx")
+_MSR = struct.Struct("<I4xQ")
+_SEGMENTS_END = 8 * _SEGMENT.size
 #: FXSAVE64: FCW, FSW, FTW, a pad, FOP, FIP, FDP, MXCSR, MXCSR_MASK.
 _LEGACY = struct.Struct("<HHBxHQQII")
 _BV_AT = 512
@@ -54,17 +60,20 @@ def registers_to(registers: Registers) -> bytes:
     )  # fmt: skip
 
 
-def segment_from(s: abi.Segment) -> Segment:
+def _segment_from(
+    base: int, limit: int, selector: int,
+    type: int, present: int, dpl: int, db: int, s: int, long: int, g: int, avl: int, unusable: int,
+) -> Segment:  # fmt: skip
     """A segment; KVM keeps the attributes as one byte each.
 
     What a null selector loaded is unusable (SDM vol. 3, 24.4.1); kvm_pvm only says not present.
     """
-    unusable = s.unusable or not (s.present or s.selector & 0xFFFC)
+    unusable = unusable or not (present or selector & 0xFFFC)
     attr = (
-        s.type | s.s << 4 | s.dpl << 5 | s.present << 7
-        | s.avl << 12 | s.l << 13 | s.db << 14 | s.g << 15 | unusable << 16
+        type | s << 4 | dpl << 5 | present << 7
+        | avl << 12 | long << 13 | db << 14 | g << 15 | unusable << 16
     )  # fmt: skip
-    return Segment(s.selector, s.base, s.limit, attr)
+    return Segment(selector, base, limit, attr)
 
 
 def _segment_to(segment: Segment, s: abi.Segment) -> None:
@@ -76,12 +85,12 @@ def _segment_to(segment: Segment, s: abi.Segment) -> None:
 
 def sregs_from(sregs: abi.Sregs, state: CpuState) -> None:
     """Fill the segments, tables, control registers and EFER of `state`."""
-    for name in _SEGMENTS:
-        setattr(state, name, segment_from(getattr(sregs, name)))
+    segments = (_segment_from(*fields) for fields in _SEGMENT.iter_unpack(bytes(sregs)[:_SEGMENTS_END]))
+    state.cs, state.ds, state.es, state.fs, state.gs, state.ss, state.tr, state.ldt = segments
     state.gdt = Table(sregs.gdt.base, sregs.gdt.limit)
     state.idt = Table(sregs.idt.base, sregs.idt.limit)
-    for name in ("cr0", "cr2", "cr3", "cr4", "cr8", "efer"):
-        setattr(state, name, getattr(sregs, name))
+    state.cr0, state.cr2, state.cr3, state.cr4 = sregs.cr0, sregs.cr2, sregs.cr3, sregs.cr4
+    state.cr8, state.efer = sregs.cr8, sregs.efer
 
 
 def sregs_to(state: CpuState, sregs: abi.Sregs) -> None:
@@ -170,6 +179,16 @@ def events_to(events: Events, *, triple_fault_event: bool = True) -> abi.VcpuEve
     return native
 
 
+def no_msrs() -> Any:
+    """A struct kvm_msrs that asks for all of STATE_MSRS."""
+    return type(_RESET).from_buffer_copy(_RESET)
+
+
+def msrs_from(msrs: Any) -> dict[int, int]:
+    """Number and value of each entry of a struct kvm_msrs."""
+    return dict(_MSR.iter_unpack(bytes(msrs)[8:]))
+
+
 def msrs_to(values: dict[int, int]) -> Any:
     """A struct kvm_msrs with all of STATE_MSRS; one that `values` lacks has its reset value."""
     native = abi.msrs(len(STATE_MSRS))
@@ -177,3 +196,6 @@ def msrs_to(values: dict[int, int]) -> Any:
         native.entries[at].index = index
         native.entries[at].data = values.get(index, reset)
     return native
+
+
+_RESET = msrs_to({})

@@ -145,6 +145,8 @@ class UnicornVcpu(UnicornPins):
     def open(self, uc: Uc) -> None:
         """Take `uc` as the engine: at first, and again when memory was added or removed."""
         self._uc = uc
+        #: The engine was started since all translations were last forgotten.
+        self._translated = False
         self._handle: Any = uc._uch
         self._address = ctypes.cast(self._handle, ctypes.c_void_p).value
         self._keep: list[Any] = []
@@ -478,7 +480,10 @@ class UnicornVcpu(UnicornPins):
             self._flush()
 
     def _flush(self) -> None:
-        """Forget all translations."""
+        """Forget all translations, if there are any."""
+        if not self._translated:
+            return
+        self._translated = False
         check(uclib.uc_ctl(self._handle, uc_const.UC_CTL_IO_WRITE << 30 | uc_const.UC_CTL_TB_FLUSH), "flush")
 
     def close(self) -> None:

@@ -10,12 +10,16 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from ..errors import HostError
 
-__all__ = ["fancy", "note", "out", "say", "table"]
+if TYPE_CHECKING:
+    from ..streams import BufferSink
+
+__all__ = ["end_line", "fancy", "note", "out", "say", "table"]
 
 
 def out(text: str | bytes, *, newline: bool = True) -> None:
@@ -43,6 +47,13 @@ def note(text: str) -> None:
 def say(text: str) -> None:
     """A line on stderr that says who speaks."""
     note(f"vmmsim: {text}")
+
+
+def end_line(printed: BufferSink) -> None:
+    """On a terminal, what vmmsim or the shell says behind a guest's output begins on a line of its own."""
+    written = len(printed)
+    if written and printed.since(written - 1) != b"\n" and sys.stderr is not None and sys.stderr.isatty():
+        note("")
 
 
 def fancy() -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from ..exits import Cancelled, Exit
 from ..outcome import Outcome, outcome
 from .common import Choices, Target, budgets, choose_input, guest_options, json_option, open_machine, resolve
 from .kernel import after_panic
-from .output import note, out, say
+from .output import end_line, note, out, say
 from .taker import Taker
 
 if TYPE_CHECKING:
@@ -218,7 +217,7 @@ def _cheat(machine: Machine, cheat: Cheat) -> Callable[[], None]:
     from ..snapshot.cheat import TimeMachine
 
     def told(times: int) -> None:
-        _end_line(machine)
+        end_line(machine.output)
         say(f"that game was lost: back in time to before it ({times})")
 
     return TimeMachine(machine, begin=cheat.begin, lost=cheat.lost, on_back=told).close
@@ -244,7 +243,7 @@ def _judge(machine: Machine, end: Exit | DeviceError, stop: _Stop, choices: Choi
     result = outcome(end) if isinstance(end, Exit) else Outcome(end.exit_code, abnormal=True)
     if choices.kernel is not None:
         result = after_panic(result, machine.output.data)
-    _end_line(machine)
+    end_line(machine.output)
     if isinstance(end, Cancelled):
         if stop.asked:
             say("stopped by Ctrl-a x")
@@ -258,18 +257,6 @@ def _judge(machine: Machine, end: Exit | DeviceError, stop: _Stop, choices: Choi
     if result.note:
         say(result.note)
     return result
-
-
-def _end_line(machine: Machine) -> None:
-    """On a terminal, what vmmsim or the shell says next begins on a line of its own."""
-    written = len(machine.output)
-    if (
-        written
-        and machine.output.since(written - 1) != b"\n"
-        and sys.stderr is not None
-        and sys.stderr.isatty()
-    ):
-        note("")
 
 
 def _print_json(machine: Machine, target: Target, end: Exit | DeviceError, result: Outcome) -> None:

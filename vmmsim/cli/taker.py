@@ -11,7 +11,7 @@ from ..budget import Budget
 from ..errors import UsageError
 from ..exits import BudgetSpent, Cancelled, Exit
 from ..outcome import Outcome
-from .output import say
+from .output import end_line, say
 
 if TYPE_CHECKING:
     from ..errors import DeviceError
@@ -62,6 +62,8 @@ class Taker:
 
         ident = save(snapshot, self._file)
         self.taken = True
+        if self._machine is not None:
+            end_line(self._machine.output)
         say(f"snapshot {ident[:16]} in {self._file}")
         if self._stop and self._machine is not None:
             self._machine.cancel()

@@ -8,6 +8,7 @@ processes too; a clone has of its own what it stores to.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import time
@@ -99,8 +100,15 @@ def _backend(name: str) -> Backend:
         if name not in _backends:
             from ..backends import open_backend
 
+            if not _backends:
+                atexit.register(_close_backends)
             _backends[name] = open_backend(name)[0]
         return _backends[name]
+
+
+def _close_backends() -> None:
+    while _backends:
+        _backends.popitem()[1].close()
 
 
 def _snapshot(job: CloneJob) -> Snapshot:

@@ -34,7 +34,7 @@ def _parse(text: str) -> tuple[str, int | str]:
             return kind, os.cpu_count() or 1
         if rest.isascii() and rest.isdigit() and 1 <= int(rest[:9]) <= _MOST:
             return kind, int(rest)
-    elif colon and rest and kind:
+    elif kind != "serial" and colon and rest and kind:
         return kind, rest
     raise UsageError(f"'{text}' is no executor", hint=_HINT)
 

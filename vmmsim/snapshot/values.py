@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import struct
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -109,7 +110,13 @@ class RandomState(msgspec.Struct, frozen=True):
 
     def put(self, target: random.Random) -> None:
         """Let `target` go on from here."""
-        target.setstate((_TWISTER, _WORDS.unpack(self.words), self.gauss))
+        target.setstate((_TWISTER, _unpacked(self.words), self.gauss))
+
+
+@lru_cache(maxsize=8)
+def _unpacked(words: bytes) -> tuple[int, ...]:
+    """A machine goes back to the same snapshot again and again."""
+    return _WORDS.unpack(words)
 
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):

@@ -128,6 +128,7 @@ class ReplayCutter(AccessCutter):
         """Learn where the CPU structure is, from a run that ends before its first instruction."""
         words = self._words
         words[Shared.LIMIT] = words[Shared.END] = 0
+        self._translated = True
         # There the permission map is, all ones, which is no instruction: a block with nothing in it.
         # One of hundreds of instructions would cost 0.3 ms, and the engine keeps what it took.
         check(uclib.uc_emu_start(self._handle, VMCB + 0x1000, 0, 0, 0), "start")

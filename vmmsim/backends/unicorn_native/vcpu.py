@@ -178,7 +178,7 @@ class NativeVcpu(ReplayCutter):
     def _start(self) -> int:
         self._forget_pieces()
         self._engine_halted[0] = 0
-        self._executing = True
+        self._executing = self._translated = True
         try:
             if self._watched:
                 status: int = self._start_engine()

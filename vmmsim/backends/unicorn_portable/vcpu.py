@@ -371,6 +371,7 @@ class PortableVcpu(AccessCutter):
             self._slice = min(2 * count, _SLICE if self._board is None else _SLICE_WITH_BOARD)
         self._executing = True
         try:
+            self._translated = True
             status: int = uclib.uc_emu_start(self._handle, self.codec.read_rip(), 0, 0, count)
         finally:
             self._executing = False
