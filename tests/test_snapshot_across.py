@@ -19,7 +19,6 @@ from vmmsim.backends.base import Backend
 from vmmsim.budget import exits, seconds
 from vmmsim.cpu.state import CpuState, Segment, Table
 from vmmsim.diff import TraceStep, compare_memory, compare_states, compare_traces
-from vmmsim.errors import UsageError
 from vmmsim.exits import Access, BudgetSpent, GuestExit, Halt
 from vmmsim.loaders import load_bytes
 from vmmsim.snapshot.container import load, save
@@ -187,7 +186,8 @@ class Tape:
 
     widths = frozenset({1, 2, 4})
 
-    def __init__(self, state: TapeState = TapeState()) -> None:
+    def __init__(self, state: TapeState | None = None) -> None:
+        state = state or TapeState()
         self.read_next, self.written = state.read, list(state.written)
 
     def read(self, offset: int, size: int, /) -> int:
@@ -323,7 +323,7 @@ cli
 hlt
 """
 #: Each tells how far CX had come.
-TOLD = f"""push ax
+TOLD = """push ax
 mov al, cl
 out 0xe9, al
 mov al, 0x20
@@ -469,9 +469,7 @@ def test_a_halted_cpu_is_woken_by_a_timer_elsewhere(style: str, source: str, tar
             if style == "run":
                 assert restored.run(budget=seconds(20)) == Halt()
             else:
-                for exit in restored.exits():
-                    pass
-                assert exit == Halt()
+                assert list(restored.exits())[-1] == Halt()
             assert again.trace == rest
             assert restored.clock.now() == now
 
