@@ -278,7 +278,7 @@ def finish(machine: Machine) -> tuple[list[TraceStep], list[Any]]:
     return trace, [end.describe(), machine.device_states(), machine.memory.digest(), machine.clock.now()]
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(25))
 def test_what_a_guest_does_to_devices_goes_on_on_another_cpu(
     backend_name: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
