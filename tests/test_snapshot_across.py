@@ -619,3 +619,53 @@ def test_limits_and_the_task_register_are_the_old_ones_until_they_are_loaded(
             assert restored.vcpu.state().diff(before) == []
             assert restored.vcpu.state().tr.limit == before.tr.limit
             assert restored.run(budget=exits(5)) == BudgetSpent("exits", 5)
+
+
+#: Enables the UART's FIFO, which a first character has been for, and looks at nothing.
+FIFO = "mov edx, 0x3fa\nmov al, 1\nout dx, al\nmov ecx, 20\nspin:\nin al, 0x80\nloop spin\nhlt\n"
+
+
+@on_each_cpu
+@pytest.mark.parametrize("number", [1, 2, 5, 21])
+def test_being_restored_is_no_occasion_to_take_input(variant: str, number: int, cpu: Cpu) -> None:
+    with made(cpu(variant), FIFO, source=BytesSource(b"0123456789")) as machine:
+        machine.run(budget=seconds(20))
+        uart, position = machine.device_states()["uart"], machine.source.position
+    with made(cpu(variant), FIFO, source=BytesSource(b"0123456789")) as machine:
+        machine.run(budget=exits(number))
+        snapshot = machine.snapshot()
+        machine.run(budget=exits(7))
+        for _ in range(2):
+            machine.restore(snapshot)
+            assert machine.run(budget=seconds(20)) == Halt()
+            assert machine.device_states()["uart"] == uart
+            assert machine.source.position == position
+
+
+@on_each_cpu
+def test_with_the_hosts_clock_timers_go_on_after_a_restore_between_exits(variant: str, cpu: Cpu) -> None:
+    code = PENDING.replace("mov bx, 1500", "mov bx, 1").replace("sti\n", "sti\nagain:\nhlt\njmp again\n")
+    with made(cpu(variant), code, mode="real", bits=16, handler=TOLD, clock="host") as machine:
+        snapshot, ticks = None, 0
+        for exit in machine.exits():
+            if isinstance(exit, Halt) and snapshot is None:
+                snapshot = machine.snapshot()
+                machine.restore(snapshot)
+            elif isinstance(exit, Access) and exit.address == 0xE9 and snapshot is not None:
+                ticks += 1
+            if ticks == 3:
+                break
+        assert ticks == 3
+
+
+@on_each_cpu
+def test_a_run_that_was_cancelled_in_a_halt_waits_on(variant: str, cpu: Cpu) -> None:
+    """HLT is left by an interrupt alone, not by a second run."""
+    code = PENDING.replace("mov bx, 1500", "mov bx, 1").replace("sti\n", "sti\nhlt\nhlt\n")
+    code = code.replace("mov al, 0xa9\nout 0x40, al\nmov al, 4", "mov al, 0\nout 0x40, al\nmov al, 0")
+    with made(cpu(variant), code, mode="real", bits=16, handler=TOLD, clock="host") as machine:
+        assert machine.run(budget=seconds(0.02)) == BudgetSpent("seconds", 0.02)  # 55 ms are a period
+        began = machine.clock.now()
+        assert machine.run(budget=seconds(20)) == Halt()
+        assert machine.output.data == b"P\0\0"
+        assert machine.clock.now() - began > 20_000_000
