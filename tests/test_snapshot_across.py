@@ -186,7 +186,8 @@ class Tape:
 
     widths = frozenset({1, 2, 4})
 
-    def __init__(self, state: TapeState = TapeState()) -> None:
+    def __init__(self, state: TapeState | None = None) -> None:
+        state = state or TapeState()
         self.read_next, self.written = state.read, list(state.written)
 
     def read(self, offset: int, size: int, /) -> int:
@@ -468,9 +469,7 @@ def test_a_halted_cpu_is_woken_by_a_timer_elsewhere(style: str, source: str, tar
             if style == "run":
                 assert restored.run(budget=seconds(20)) == Halt()
             else:
-                for exit in restored.exits():
-                    pass
-                assert exit == Halt()
+                assert list(restored.exits())[-1] == Halt()
             assert again.trace == rest
             assert restored.clock.now() == now
 
@@ -536,11 +535,14 @@ def test_every_register_is_carried(source: str, target: str, cpu: Cpu, tmp_path:
         assert restored.vcpu.state().diff(wanted) == []
         restored.run(budget=exits(3))  # and they are still there
         left = restored.vcpu.state()
+        # An AMD host loses x87's last instruction when it runs something else meanwhile: its FXSAVE and XSAVE
+        # keep it only where an exception is pending (APM vol. 2, 11.4.4).
+        lost = ("fpu.fop", "fpu.fip", "fpu.fdp") if "kvm" in (source, target) else ()
         for name, mine, theirs in left.diff(wanted):
-            assert name in ("rax", "rip", "rflags"), (name, mine, theirs)
+            assert name in ("rax", "rip", "rflags", *lost), (name, mine, theirs)
         back = restored.snapshot()
     with over(back, cpu(source)) as machine:
-        assert machine.vcpu.state().diff(left) == []
+        assert [name for name, *_ in machine.vcpu.state().diff(left) if name not in lost] == []
 
 
 @on_each_pair
@@ -620,3 +622,53 @@ def test_limits_and_the_task_register_are_the_old_ones_until_they_are_loaded(
             assert restored.vcpu.state().diff(before) == []
             assert restored.vcpu.state().tr.limit == before.tr.limit
             assert restored.run(budget=exits(5)) == BudgetSpent("exits", 5)
+
+
+#: Enables the UART's FIFO, which a first character has been for, and looks at nothing.
+FIFO = "mov edx, 0x3fa\nmov al, 1\nout dx, al\nmov ecx, 20\nspin:\nin al, 0x80\nloop spin\nhlt\n"
+
+
+@on_each_cpu
+@pytest.mark.parametrize("number", [1, 2, 5, 21])
+def test_being_restored_is_no_occasion_to_take_input(variant: str, number: int, cpu: Cpu) -> None:
+    with made(cpu(variant), FIFO, source=BytesSource(b"0123456789")) as machine:
+        machine.run(budget=seconds(20))
+        uart, position = machine.device_states()["uart"], machine.source.position
+    with made(cpu(variant), FIFO, source=BytesSource(b"0123456789")) as machine:
+        machine.run(budget=exits(number))
+        snapshot = machine.snapshot()
+        machine.run(budget=exits(7))
+        for _ in range(2):
+            machine.restore(snapshot)
+            assert machine.run(budget=seconds(20)) == Halt()
+            assert machine.device_states()["uart"] == uart
+            assert machine.source.position == position
+
+
+@on_each_cpu
+def test_with_the_hosts_clock_timers_go_on_after_a_restore_between_exits(variant: str, cpu: Cpu) -> None:
+    code = PENDING.replace("mov bx, 1500", "mov bx, 1").replace("sti\n", "sti\nagain:\nhlt\njmp again\n")
+    with made(cpu(variant), code, mode="real", bits=16, handler=TOLD, clock="host") as machine:
+        snapshot, ticks = None, 0
+        for exit in machine.exits():
+            if isinstance(exit, Halt) and snapshot is None:
+                snapshot = machine.snapshot()
+                machine.restore(snapshot)
+            elif isinstance(exit, Access) and exit.address == 0xE9 and snapshot is not None:
+                ticks += 1
+            if ticks == 3:
+                break
+        assert ticks == 3
+
+
+@on_each_cpu
+def test_a_run_that_was_cancelled_in_a_halt_waits_on(variant: str, cpu: Cpu) -> None:
+    """HLT is left by an interrupt alone, not by a second run."""
+    code = PENDING.replace("mov bx, 1500", "mov bx, 1").replace("sti\n", "sti\nhlt\nhlt\n")
+    code = code.replace("mov al, 0xa9\nout 0x40, al\nmov al, 4", "mov al, 0\nout 0x40, al\nmov al, 0")
+    with made(cpu(variant), code, mode="real", bits=16, handler=TOLD, clock="host") as machine:
+        assert machine.run(budget=seconds(0.02)) == BudgetSpent("seconds", 0.02)  # 55 ms are a period
+        began = machine.clock.now()
+        assert machine.run(budget=seconds(20)) == Halt()
+        assert machine.output.data == b"P\0\0"
+        assert machine.clock.now() - began > 20_000_000

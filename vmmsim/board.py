@@ -49,9 +49,19 @@ class Chipset:
     def service(self) -> None:
         """Run what is due."""
         with self.lock:
-            for device in self._inputs:
-                device.poll()
+            if not self.clock.deterministic:
+                self._poll()
             self.clock.run_due()
+
+    def look(self) -> None:
+        """A vCPU waits: run what is due, and take what input there is."""
+        with self.lock:
+            self._poll()
+            self.clock.run_due()
+
+    def _poll(self) -> None:
+        for device in self._inputs:
+            device.poll()
 
     def tsc(self) -> int:
         """A counter of 1 GHz."""
@@ -60,11 +70,15 @@ class Chipset:
         return self.clock.now()
 
     def observe(self, cls: type[Access], address: int, size: int, value: int) -> None:
-        """An exit was made: an observer of the machine's, for the clock of exits."""
+        """An exit was made: an observer of the machine's, for clocks that only the machine moves. Input
+        is looked for here, too: when `service` is called depends on the CPU, and on where a machine
+        was restored."""
         clock = self.clock
-        clock.tick()  # type: ignore[attr-defined]
-        if clock.deadline is not None and clock.deadline <= clock.now():
-            self._call()
+        if isinstance(clock, ExitClock):
+            clock.tick()
+            if clock.deadline is not None and clock.deadline <= clock.now():
+                self._call()
+        self._poll()
 
     def __enter__(self) -> Chipset:
         if isinstance(self.clock, HostClock):
@@ -92,7 +106,7 @@ class Chipset:
         left that could wake one."""
         while True:
             self._wake.clear()
-            self.service()
+            self.look()
             if ready():
                 return True
             pause = self.advance()

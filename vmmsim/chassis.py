@@ -214,6 +214,7 @@ class Chassis:
         self.devices.clear()
         self.devices.update(made)
         self.clock, self._wiring = wiring.clock, wiring
+        wiring.in_place = True
         self.ports.replace({old: self._in_place(old.name) for old in self.ports.mappings})
         self.mmio.replace({old: self._in_place(old.name) for old in self.mmio.mappings})
 

@@ -94,7 +94,7 @@ class CpuThreads:
                 if self._processors.cancelled:
                     self._finish(Cancelled())
                     return False
-                self._chipset.service()
+                self._chipset.look()
                 if item.ready():
                     return True
                 pause = _LOOK_SECONDS if any(other.ready() for other in self._processors) else self._idle()

@@ -20,7 +20,6 @@ from .backends import open_backend
 from .backends.base import Backend, VmOptions
 from .board import Chipset, InterruptBoard
 from .budget import Budget
-from .clock import ExitClock
 from .config import MachineConfig
 from .dispatch import Observer
 from .errors import DeviceError, GuestError, ImageError, UsageError, VmmsimError
@@ -143,7 +142,7 @@ class Machine(TimeTravel):
         if pic is not None or lapics is not None:
             inputs = [device for device in self.devices.values() if hasattr(device, "poll")]
             chipset = Chipset(self.clock, inputs, self.source, self.processors.call)
-            if isinstance(self.clock, ExitClock):
+            if self.clock.deterministic:
                 self._unobserve = self.observe(chipset.observe)
             for item in self.processors:
                 if lapics is not None:

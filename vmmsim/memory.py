@@ -64,16 +64,18 @@ def format_size(size: int) -> str:
 class Region:
     """`size` bytes of RAM (or ROM, which only the host writes) at guest-physical `gpa`.
 
-    `buffer` is the writable host mapping. Made by `GuestMemory.add`.
+    `buffer` is the writable host mapping, `anonymous` while no snapshot was mapped over it: a page that
+    nobody has touched is then zero. Made by `GuestMemory.add`.
     """
 
-    __slots__ = ("buffer", "gpa", "name", "readonly", "size")
+    __slots__ = ("anonymous", "buffer", "gpa", "name", "readonly", "size")
 
     def __init__(self, gpa: int, size: int, *, readonly: bool, name: str) -> None:
         self.gpa = gpa
         self.size = size
         self.readonly = readonly
         self.name = name
+        self.anonymous = True
         try:
             if hasattr(mmap, "MAP_NORESERVE"):
                 flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE

@@ -42,6 +42,7 @@ class Wiring(msgspec.Struct):
     #: The guest asks for a snapshot, with a tag; and how often the machine was cloned.
     on_snapshot: Callable[[int], None] = lambda tag: None
     generation: Callable[[], int] = lambda: 0
+    in_place: bool = False  #: whether devices that were made anew have taken their places
 
     def state(self, name: str) -> Any:
         """The state of the device `name`, or None for that after power-on."""
@@ -58,7 +59,21 @@ def _line(w: Wiring, number: int) -> Any:
         ends.append(w.devices["pic"].input(number))
     if "ioapic" in w.devices:
         ends.append(w.devices["ioapic"].input(number or 2))
-    return IrqFan(*ends)
+    fan = IrqFan(*ends)
+    return _Known(w, fan) if w.states else fan
+
+
+class _Known:
+    """A line of a machine that is restored. Its level is in the controllers' states: while devices are
+    made it stays as it is. Two that drive one line would make an edge of it that never was."""
+
+    def __init__(self, wiring: Wiring, line: Any) -> None:
+        self._wiring = wiring
+        self._line = line
+
+    def set(self, level: bool, /) -> None:
+        if self._wiring.in_place:
+            self._line.set(level)
 
 
 def pic(w: Wiring) -> Any:

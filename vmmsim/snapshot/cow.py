@@ -41,7 +41,8 @@ _MAP_FIXED = 0x10
 #: An image in more pieces than this is first brought into one file: a host has so many mappings a
 #: process (65,530 on Linux), and each costs a system call.
 _MOST_PIECES = 24
-#: Page map entries, their top byte: present or swapped, and not a page of the file.
+#: Page map entries, their top byte: present or swapped; and not a page of the file besides.
+_THERE = re.compile(rb"[\x40-\xff]+")
 _OWN_PAGES = re.compile(rb"[\x80-\x9f\xc0-\xdf\x40-\x5f]+")
 _PAGE_MAP_ENTRY = 8
 #: Of a base's pages, the part that may differ before a snapshot gets a base of its own.
@@ -81,6 +82,8 @@ class Backing:
     def map_under(self, memory: GuestMemory) -> None:
         """Give `memory` these bytes. HostError when the host refuses; the memory is then undefined."""
         memory.base = None  # until it is known what lies where
+        for region in memory.regions:
+            region.anonymous = False
         regions = {region.gpa: region for region in memory.regions}
         owner: Region | None = None
         base = 0
@@ -194,8 +197,10 @@ def image_of(memory: GuestMemory) -> MemoryImage:
             return MemoryImage.of_pages(regions, pages, parent=base) if pages else base
     runs = []
     for region in memory.regions:
-        with memoryview(region.buffer) as view:
-            runs += [Run(region.gpa + at, n, view[at : at + n]) for at, n, full in filled(view) if full]
+        for start, length in _touched(region):
+            gpa = region.gpa + start
+            with memoryview(region.buffer) as whole, whole[start : start + length] as view:
+                runs += [Run(gpa + at, n, view[at : at + n]) for at, n, full in filled(view) if full]
     backing, image = _one_file(regions, runs)
     for run in runs:
         assert run.buffer is not None
@@ -215,14 +220,26 @@ def _changed(memory: GuestMemory, base: MemoryImage) -> Iterator[tuple[int, byte
                     yield region.gpa + page_at, page
 
 
+def _touched(region: Region) -> Iterator[tuple[int, int]]:
+    """(offset, length) of the stretches of a region that may have other bytes than zeros."""
+    if region.anonymous:
+        return _stretches(region, _THERE)
+    return iter([(0, region.size)])
+
+
 def suspects(region: Region) -> Iterator[tuple[int, int]]:
     """(offset, length) of the stretches of a region that may have been stored to since it was mapped
     over what its memory's `base` has: all of it, where nobody knows."""
+    return _stretches(region, _OWN_PAGES)
+
+
+def _stretches(region: Region, kind: re.Pattern[bytes]) -> Iterator[tuple[int, int]]:
+    """Those of pages of a kind, or all of the region where nobody tells."""
     entries = _page_map(_address(region), region.size)
     if entries is None:
         yield 0, region.size
         return
-    for match in _OWN_PAGES.finditer(entries[_PAGE_MAP_ENTRY - 1 :: _PAGE_MAP_ENTRY]):
+    for match in kind.finditer(entries[_PAGE_MAP_ENTRY - 1 :: _PAGE_MAP_ENTRY]):
         yield match.start() * PAGE_SIZE, (match.end() - match.start()) * PAGE_SIZE
 
 

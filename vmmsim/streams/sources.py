@@ -162,6 +162,8 @@ class QueueSource(Source):
             self._sent += data
 
     def seek(self, position: int) -> bool:
+        while position > len(self._sent) and not self._queue.empty():  # sent, and not asked for yet
+            self._fill(0.0)
         if self._record is not None or position > len(self._sent):
             return super().seek(position)
         self._bytes = deque(self._sent[position:])
