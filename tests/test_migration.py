@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 from cli_tools import start
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vmmsim import Machine
 from vmmsim.backends import availability
@@ -25,8 +27,12 @@ from vmmsim.errors import MigrationError, MigrationInDoubt, UsageError
 from vmmsim.exits import Halt
 from vmmsim.guests import load
 from vmmsim.loaders.flat import load_flat
+from vmmsim.memory import GuestMemory
+from vmmsim.snapshot import dirty as dirty_module
 from vmmsim.snapshot import migrate as migrate_module
 from vmmsim.snapshot.capture import capture
+from vmmsim.snapshot.cow import image_of, put_back
+from vmmsim.snapshot.dirty import Account, DirtyPages, Landing
 from vmmsim.snapshot.migrate import Migrated, Progress, migrate
 from vmmsim.snapshot.receive import Received, receive
 from vmmsim.snapshot.wire import Address, Listener, Wire, connect, read_key
@@ -266,6 +272,82 @@ def test_a_key_that_is_waited_for_is_not_made_up() -> None:
             # NUL would be no letter; m is too high for the letter, each time.
             assert b"is no letter" not in printed
             assert b"m is too" in printed
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_what_lands_is_what_the_memory_is_in_the_end(data: st.DataObject) -> None:
+    """Stores between all steps, images taken by others in between, zeros: the last look has it all."""
+    memory = GuestMemory()
+    memory.add(0, 3 << 20)
+    memory.add(0x800000, 0x4000, readonly=True)
+    places = st.integers(0, 0x80).map(lambda n: (n * 0x6000 + n) % (3 << 20)) | st.just(0x801000)
+
+    def store() -> None:
+        for gpa in data.draw(st.lists(places, max_size=4)):
+            memory.write(gpa, data.draw(st.sampled_from([b"\0", b"\1", b"\2"])))
+
+    store()
+    if data.draw(st.booleans()):
+        image_of(memory)
+        store()
+    account, dirty = Account(memory), None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dirty_module, "_STEP_SECONDS", 1e-9)
+        while (dirty := account.step()) is None:
+            store()
+            if data.draw(st.integers(0, 9)) == 0:
+                image_of(memory)
+    landing = Landing(dirty.image.regions)
+    landing.put(dirty.first())
+    for _ in range(data.draw(st.integers(0, 3))):
+        store()
+        landing.put(dirty.collect())
+    if data.draw(st.booleans()):
+        image_of(memory)
+    store()
+    landing.put(dirty.collect())
+    assert landing.image() == image_of(memory)
+    other = GuestMemory()
+    for region in memory.regions:
+        other.add(region.gpa, region.size, readonly=region.readonly)
+    put_back(other, landing.image())
+    assert other.digest() == memory.digest()
+    other.close()
+    memory.close()
+
+
+def test_other_regions_in_the_middle_end_it() -> None:
+    memory = GuestMemory()
+    memory.add(0, 1 << 20)
+    dirty = DirtyPages(memory)
+    memory.add(0x200000, 0x1000)
+    with pytest.raises(UsageError, match="regions have changed"):
+        dirty.collect()
+    memory.close()
+
+
+def test_a_guest_that_makes_no_step_for_long_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for a key, longer than the destination waits for a word: there are signs of life."""
+    monkeypatch.setattr(migrate_module, "_PING", 0.1)
+    machine = Machine.for_guest("guess", backend="unicorn", seed=7)
+    ours, theirs = pair()
+    done = threading.Event()
+
+    def type_late() -> None:
+        while not done.wait(0.8):
+            machine.source.send(b"mm")  # type: ignore[attr-defined]
+
+    with machine:
+        machine.serial.expect_exact(b"Your guess: ")
+        taking = Taking(Wire(theirs, 0.4), backend="unicorn", patience=0.4)
+        typing = threading.Thread(target=type_late)
+        typing.start()
+        moved = migrate(machine, Wire(ours, 5), timeout=20)
+        done.set()
+        typing.join()
+        assert moved.report is not None, taking.error
+        taking.machine().close()
 
 
 # -- refused
