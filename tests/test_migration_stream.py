@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import re
+import runpy
 import struct
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -544,3 +547,19 @@ def test_a_friend_who_talks_nonsense_is_no_traceback(kind: Frame, payload: bytes
         signed(script, kind, payload)
 
     assert script.destination.owner == "there"
+
+
+def test_the_fuzzer_finds_nothing_in_its_first_cases(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tool = Path(__file__).resolve().parent.parent / "tools" / "fuzz_migration.py"
+    monkeypatch.setattr(sys, "argv", ["fuzz", "--cases", "1000"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(tool), run_name="__main__")
+
+    printed = capsys.readouterr().out
+    assert ended.value.code == 0, printed
+    assert "1000 cases, 0 failed" in printed
+    for kind in ("damage", "forged-frames", "forged-payloads"):
+        assert f"{kind}: refused" in printed
+        assert f"{kind}: accepted" in printed, "it meets no rule but the tag"
