@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 from cli_tools import start
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vmmsim import Machine
 from vmmsim.backends import availability
@@ -25,8 +27,12 @@ from vmmsim.errors import MigrationError, MigrationInDoubt, UsageError
 from vmmsim.exits import Halt
 from vmmsim.guests import load
 from vmmsim.loaders.flat import load_flat
+from vmmsim.memory import GuestMemory
+from vmmsim.snapshot import dirty as dirty_module
 from vmmsim.snapshot import migrate as migrate_module
 from vmmsim.snapshot.capture import capture
+from vmmsim.snapshot.cow import image_of, put_back
+from vmmsim.snapshot.dirty import Account, DirtyPages, Landing
 from vmmsim.snapshot.migrate import Migrated, Progress, migrate
 from vmmsim.snapshot.receive import Received, receive
 from vmmsim.snapshot.wire import Address, Listener, Wire, connect, read_key
@@ -163,7 +169,7 @@ def test_a_guest_that_keeps_on_storing_moves_while_it_runs(backend_name: str, ot
         assert rounds > 0
         assert moved.report is not None
         assert moved.report.rounds >= 2
-        there.run(budget=seconds(0.05))
+        there.run(budget=seconds(0.2))
         assert there.cpu.rbx > rounds
         assert set(counts(there)) <= {there.cpu.rbx, there.cpu.rbx + 1}
 
@@ -266,6 +272,82 @@ def test_a_key_that_is_waited_for_is_not_made_up() -> None:
             # NUL would be no letter; m is too high for the letter, each time.
             assert b"is no letter" not in printed
             assert b"m is too" in printed
+
+
+@settings(max_examples=15)
+@given(st.data())
+def test_what_lands_is_what_the_memory_is_in_the_end(data: st.DataObject) -> None:
+    """Stores between all steps, images taken by others in between, zeros: the last look has it all."""
+    memory = GuestMemory()
+    memory.add(0, 2 << 20)
+    memory.add(0x800000, 0x4000, readonly=True)
+    places = st.integers(0, 0x80).map(lambda n: (n * 0x6000 + n) % (2 << 20)) | st.just(0x801000)
+
+    def store() -> None:
+        for gpa in data.draw(st.lists(places, max_size=4)):
+            memory.write(gpa, data.draw(st.sampled_from([b"\0", b"\1", b"\2"])))
+
+    store()
+    if data.draw(st.booleans()):
+        image_of(memory)
+        store()
+    account, dirty = Account(memory), None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dirty_module, "_STEP_SECONDS", 1e-9)
+        while (dirty := account.step()) is None:
+            store()
+            if data.draw(st.integers(0, 9)) == 0:
+                image_of(memory)
+    landing = Landing(dirty.image.regions)
+    landing.put(dirty.first())
+    for _ in range(data.draw(st.integers(0, 3))):
+        store()
+        landing.put(dirty.collect())
+    if data.draw(st.booleans()):
+        image_of(memory)
+    store()
+    landing.put(dirty.collect())
+    assert landing.image() == image_of(memory)
+    other = GuestMemory()
+    for region in memory.regions:
+        other.add(region.gpa, region.size, readonly=region.readonly)
+    put_back(other, landing.image())
+    assert other.digest() == memory.digest()
+    other.close()
+    memory.close()
+
+
+def test_other_regions_in_the_middle_end_it() -> None:
+    memory = GuestMemory()
+    memory.add(0, 1 << 20)
+    dirty = DirtyPages(memory)
+    memory.add(0x200000, 0x1000)
+    with pytest.raises(UsageError, match="regions have changed"):
+        dirty.collect()
+    memory.close()
+
+
+def test_a_guest_that_makes_no_step_for_long_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for a key, longer than the destination waits for a word: there are signs of life."""
+    monkeypatch.setattr(migrate_module, "_PING", 0.1)
+    machine = Machine.for_guest("guess", backend="unicorn", seed=7)
+    ours, theirs = pair()
+    done = threading.Event()
+
+    def type_late() -> None:
+        while not done.wait(2.2):
+            machine.source.send(b"mm")  # type: ignore[attr-defined]
+
+    with machine:
+        machine.serial.expect_exact(b"Your guess: ")
+        taking = Taking(Wire(theirs, 1.5), backend="unicorn", patience=1.5)
+        typing = threading.Thread(target=type_late)
+        typing.start()
+        moved = migrate(machine, Wire(ours, 5), timeout=20)
+        done.set()
+        typing.join()
+        assert moved.report is not None, taking.error
+        taking.machine().close()
 
 
 # -- refused
@@ -452,7 +534,7 @@ def test_a_destination_that_is_killed_leaves_the_guest_running_here(tmp_path: Pa
                 rounds = machine.cpu.rbx
                 with pytest.raises(MigrationError, match="the destination"):
                     migrate(machine, f"unix:{path}", progress=kill)
-                machine.run(budget=seconds(0.05))
+                machine.run(budget=seconds(0.2))
                 assert machine.cpu.rbx > rounds
                 assert set(counts(machine)) <= {machine.cpu.rbx, machine.cpu.rbx + 1}
         finally:
@@ -499,7 +581,7 @@ def test_a_reader_that_stops_reading_is_given_up() -> None:
         taking.join(10)
         assert taking.found is None
         before = machine.cpu.rbx
-        machine.run(budget=seconds(0.05))
+        machine.run(budget=seconds(0.2))
         assert machine.cpu.rbx > before
 
 
@@ -513,9 +595,9 @@ def test_a_reader_that_drips_does_not_hold_a_guest_that_stands_still() -> None:
             progress=lambda progress: time.sleep(0.1) if progress.phase == "round" else None,
         )  # fmt: skip
         began = time.monotonic()
-        with pytest.raises(MigrationError, match="takes nothing any more"):
+        with pytest.raises(MigrationError, match=r"takes nothing any more|says nothing"):
             migrate(machine, Wire(ours, 1.0), live=False, patience=1.0)
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 6
         taking.join(10)
         assert isinstance(machine.run(), Halt)
 

@@ -30,6 +30,7 @@ __all__ = [
     "Backing",
     "can_map",
     "image_of",
+    "map_over",
     "memory_file",
     "put_back",
     "put_back_by_copy",
@@ -111,6 +112,11 @@ def _map(address: int, length: int, fd: int | None, offset: int) -> None:
             f"the host cannot map {format_size(length)} of guest memory: {os.strerror(ctypes.get_errno())}",
             hint="see ulimit -v, and /proc/sys/vm/max_map_count on Linux",
         )
+
+
+def map_over(region: Region, at: int, length: int, fd: int, offset: int) -> None:
+    """Lay a part of a region, whole pages, over a file that has the same bytes. HostError."""
+    _map(_address(region) + at, length, fd, offset)
 
 
 def memory_file(size: int) -> int:

@@ -14,23 +14,29 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator
 
 from ..errors import HostError, UsageError
-from ..memory import PAGE_SIZE, GuestMemory
-from .cow import Backing, can_map, image_of, memory_file, suspects
-from .pages import ZERO_PAGE, MappedFile, MemoryImage, MemoryRegion, Run
+from ..memory import PAGE_SIZE, GuestMemory, Region
+from .cow import Backing, can_map, image_of, map_over, memory_file, suspects
+from .pages import ZERO_PAGE, MappedFile, MemoryImage, MemoryRegion, Run, filled
 
-__all__ = ["DirtyPages", "Landing"]
+__all__ = ["Account", "DirtyPages", "Landing"]
 
+#: Bytes of memory that are laid over an image at once, and the seconds for which the guest stands
+#: still for as many of them as go.
+_PIECE = 1 << 20
+_STEP_SECONDS = 0.003
 _FILLED = re.compile(rb"\x01+")
 
 
 class DirtyPages:
-    """The memory of a machine that stands still when this is made. `image` is what it was then."""
+    """The memory of a machine that stands still when this is made. `image` is what it was then, or
+    if it is given, what guest memory lies over."""
 
-    def __init__(self, memory: GuestMemory) -> None:
-        self.image = image_of(memory)
+    def __init__(self, memory: GuestMemory, image: MemoryImage | None = None) -> None:
+        self.image = image_of(memory) if image is None else image
         self._memory = memory
         self._base = memory.base
         #: Pages that were sent after `image`, as they were sent.
@@ -70,6 +76,48 @@ class DirtyPages:
         return found
 
 
+class Account:
+    """Makes the DirtyPages of a machine in steps, between which it runs: each lays some MiB of
+    memory over an image of what they are then."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self._memory = memory
+        self._landing: Landing | None = None
+        self._left: list[tuple[Region, int, int]] = []
+
+    def step(self) -> DirtyPages | None:
+        """With the machine standing still: the next pieces; the DirtyPages behind the last one."""
+        began = time.perf_counter()
+        memory = self._memory
+        # What lies over an image already costs no more than its pages that have changed.
+        if not can_map() or memory.base is not None:
+            return DirtyPages(memory)
+        regions = tuple(MemoryRegion(r.gpa, r.size, r.readonly, r.name) for r in memory.regions)
+        if self._landing is None or self._landing.regions != regions:
+            self._landing = Landing(regions)
+            self._left = [
+                (region, at, min(_PIECE, region.size - at))
+                for region in memory.regions
+                for at in range(0, region.size, _PIECE)
+            ]
+        while self._left and time.perf_counter() < began + _STEP_SECONDS:
+            self._lay(self._landing, *self._left.pop())
+        if self._left:
+            return None
+        memory.base = self._landing.image()
+        return DirtyPages(memory, memory.base)
+
+    @staticmethod
+    def _lay(landing: Landing, region: Region, at: int, length: int) -> None:
+        with memoryview(region.buffer) as view, view[at : at + length] as piece:
+            for start, size, full in filled(piece):
+                if full:
+                    with piece[start : start + size] as run:
+                        landing.put_run(region.gpa + at + start, run)
+        fd, offset = landing.place(region.gpa + at)
+        map_over(region, at, length, fd, offset)
+
+
 class Landing:
     """Host pages for the memory of `regions`, zero at first. HostError when the host has none."""
 
@@ -95,17 +143,29 @@ class Landing:
     def put(self, pages: Iterable[tuple[int, bytes | memoryview | None]]) -> None:
         """Pages have arrived: (gpa, 4096 bytes, or None for zeros), in memory of the regions."""
         for gpa, page in pages:
-            region = next(r for r in self.regions if r.gpa <= gpa < r.end)
-            at = gpa - region.gpa
-            self._filled[region.gpa][at // PAGE_SIZE] = 1
-            data = ZERO_PAGE if page is None else page
-            if self._file is None:
-                self._buffers[region.gpa][at : at + PAGE_SIZE] = data
-                continue
-            try:
-                os.pwrite(self._file.fileno(), data, self._places[region.gpa] + at)
-            except OSError as error:
-                raise HostError(f"the host has no memory for the guest: {error.strerror}") from error
+            self.put_run(gpa, ZERO_PAGE if page is None else page)
+
+    def put_run(self, gpa: int, data: bytes | memoryview) -> None:
+        """Whole pages in a row, in memory of one region."""
+        region = self._region(gpa)
+        at, count = gpa - region.gpa, len(data) // PAGE_SIZE
+        self._filled[region.gpa][at // PAGE_SIZE : at // PAGE_SIZE + count] = b"\1" * count
+        if self._file is None:
+            self._buffers[region.gpa][at : at + len(data)] = data
+            return
+        try:
+            os.pwrite(self._file.fileno(), data, self._places[region.gpa] + at)
+        except OSError as error:
+            raise HostError(f"the host has no memory for the guest: {error.strerror}") from error
+
+    def place(self, gpa: int) -> tuple[int, int]:
+        """Where a page is: a descriptor and the offset in it. Only where `can_map()`."""
+        assert self._file is not None
+        region = self._region(gpa)
+        return self._file.fileno(), self._places[region.gpa] + gpa - region.gpa
+
+    def _region(self, gpa: int) -> MemoryRegion:
+        return next(r for r in self.regions if r.gpa <= gpa < r.end)
 
     def image(self) -> MemoryImage:
         """All that has arrived. No page may come after it."""

@@ -20,7 +20,7 @@ from ..errors import DeviceError, MigrationError, MigrationInDoubt, VmmsimError
 from ..exits import Cancelled, Exit
 from .capture import capture
 from .channel import Channel
-from .dirty import DirtyPages
+from .dirty import Account, DirtyPages
 from .encode import encode_manifest
 from .pages import MemoryImage, MemoryRegion
 from .stream import MOST_PAGES, Connected, Got, Loaded, Ready, Source, Taken
@@ -48,8 +48,8 @@ class Progress(msgspec.Struct, frozen=True):
 
 class Report(msgspec.Struct, frozen=True):
     """What a migration came to. `pause_seconds` is how long the guest stood still, from its last
-    instruction here until the destination ran it; `begin_seconds` how long it stood at the
-    beginning, for an account of its pages. `rounds` were sent while it ran."""
+    instruction here until the destination ran it; `begin_seconds` the longest that it stood at the
+    beginning, for an account of its pages, which is made in pieces. `rounds` were sent while it ran."""
 
     live: bool
     rounds: int
@@ -128,7 +128,7 @@ class _Job:
         self.result: Any = None
         self.error: BaseException | None = None
         #: time.perf_counter() when the guest stood still for it.
-        self.began = 0.0
+        self.began = self.ended = 0.0
 
     def run(self) -> None:
         self.began = time.perf_counter()
@@ -136,6 +136,7 @@ class _Job:
             self.result = self.call()
         except Exception as error:  # it is raised in the worker
             self.error = error
+        self.ended = time.perf_counter()
         self.done.set()
 
 
@@ -282,16 +283,19 @@ class _Mover:
         backend = channel.wait(Ready, self._patience).backend
         begin = 0.0
         if self._live:
-            job = self._at_boundary(lambda: self._account(regions))
-            begin = time.perf_counter() - job.began
-            dirty: DirtyPages = job.result
+            self._at_boundary(lambda: self._manifest(regions))  # what cannot move is found out first
+            account, dirty = Account(machine.memory), None
+            while dirty is None:
+                job = self._at_boundary(account.step)
+                dirty = job.result
+                begin = max(begin, job.ended - job.began)
             self._send_rounds(dirty)
             job = self._at_boundary(lambda: (dirty.collect(), self._manifest(regions)), hold=True)
             pages: Iterable[Any] = job.result[0]
             manifest = job.result[1]
         else:
-            job = self._at_boundary(lambda: (self._account(regions), self._manifest(regions)), hold=True)
-            pages, manifest = job.result[0].first(), job.result[1]
+            job = self._at_boundary(lambda: (self._manifest(regions), DirtyPages(machine.memory)), hold=True)
+            manifest, pages = job.result[0], job.result[1].first()
         until = time.monotonic() + self._patience
         before = self._pages
         self._send_pages("stop", pages, until)
@@ -316,11 +320,6 @@ class _Mover:
             backend=backend,
             peer=peer,
         )
-
-    def _account(self, regions: tuple[MemoryRegion, ...]) -> DirtyPages:
-        # What cannot move is found before anything is sent.
-        self._manifest(regions)
-        return DirtyPages(self._machine.memory)
 
     def _manifest(self, regions: tuple[MemoryRegion, ...]) -> bytes:
         return encode_manifest(capture(self._machine, memory=MemoryImage(regions)))
