@@ -33,6 +33,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "devices": ("devices", "List the devices of a machine model."),
     "doctor": ("doctor", "Say what this host can run, and what to mend."),
     "snapshot": ("snapshot", "Look at snapshot files, check, compare, pack and join them."),
+    "vectors": ("vectors", "Run vectors recorded from hardware on a CPU and on the devices."),
     "asm": ("asm", "Assemble a source file to a flat binary."),
 }
 

@@ -1,8 +1,8 @@
 """Run hardware-recorded CPU vectors (`vectors`) on a backend, and say what differs.
 
-Everything a vector does not list is HLT (0xF4): a CPU that goes astray stops at once. After each vector all of
-memory is compared, not only what the vector lists. A vector of the 80286 ends behind a HLT of its own; one of the 8086
-is a single instruction, and gets a HLT where it leads to.
+Everything a vector does not list is HLT (0xF4): a CPU that goes astray stops at once. After each vector all
+of memory is compared, not only what the vector lists. A vector of the 80286 ends behind a HLT of its own; one
+of the 8086 is a single instruction, and gets a HLT where it leads to.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class _Ports:
 class VectorRunner:
     """One VM of `backend` that runs vector after vector. A context manager.
 
-    `cpu` is one of `vectors.CPUS`. `wrap` gives the first 64 KiB again at 1 MiB for each vector, as a CPU
-    with 20 address lines has it.
+    `cpu` is one of `vectors.CPUS`. `run(wrap=True)` has the first 64 KiB once more at 1 MiB, as a CPU with
+    20 address lines has it, as far as the vector looks there.
     """
 
     def __init__(self, backend: Backend, cpu: str) -> None:
@@ -83,7 +83,7 @@ class VectorRunner:
         self._memory = GuestMemory()
         self._region = self._memory.add(0, _MEMORY)
         self._empty = bytes([_HLT]) * _MEMORY
-        self._vm = backend.create_vm(VmOptions(watchdog_seconds=None, count_insns=__import__("os").environ.get("CI")=="1"))
+        self._vm = backend.create_vm(VmOptions(watchdog_seconds=None))
         self._memory.attach(self._vm, lambda: None)
         self._memory.write(0, self._empty)
         self._vcpu = self._vm.create_vcpu()
@@ -128,7 +128,10 @@ class VectorRunner:
         self._since = None
         self._vcpu.uncancel()
         miss = self._judge(vector, before, after, exit, wrap)
-        self._store(dict.fromkeys(before.keys() | after.keys(), _HLT))
+        if miss is None:
+            self._store(dict.fromkeys(before.keys() | after.keys(), _HLT))
+        else:
+            self._memory.write(0, self._empty)
         return miss
 
     def _store(self, ram: dict[int, int]) -> None:
@@ -169,42 +172,41 @@ class VectorRunner:
         masks = dict.fromkeys(wanted, 0xFFFFFFFF) | vector.mask
         masks["flags"] = vector.flags_mask & _FLAGS
         registers = tuple(
-            (name, wanted[name], ours[name])
-            for name in wanted
-            if (wanted[name] ^ ours[name]) & masks[name]
+            (name, wanted[name], ours[name]) for name in wanted if (wanted[name] ^ ours[name]) & masks[name]
         )
-        memory = self._changed(vector, after, wrap)
+        memory = self._changed(vector, before, after, wrap)
         end = "" if isinstance(exit, Halt) else f"it ended with {exit.describe()}"
         if registers or memory or end:
             return Miss(vector, registers, memory, end)
         return None
 
-    def _changed(self, vector: Vector, after: dict[int, int], wrap: bool) -> tuple[tuple[int, int, int], ...]:
+    def _changed(
+        self, vector: Vector, before: dict[int, int], after: dict[int, int], wrap: bool
+    ) -> tuple[tuple[int, int, int], ...]:
         found = self._region.buffer[:]
         undefined = {}
         if vector.exception is not None:
-            at, mask = vector.exception.flags_address, vector.flags_mask
-            undefined = {at: mask & 0xFF, at + 1: mask >> 8}
+            # Not `flags_address`, which is that of the bus: even.
+            base, top = vector.init.regs["ss"] * 16, vector.init.regs["sp"]
+            for offset, mask in ((2, vector.flags_mask & 0xFF), (1, vector.flags_mask >> 8)):
+                undefined[base + (top - offset & 0xFFFF)] = mask
+        if wrap:  # what is at 1 MiB is at 0
+            low, high = bytearray(found), found[0x100000:SPACE]
+            for at in after:
+                if at < len(high) and high[at] != before.get(at + 0x100000, _HLT):
+                    low[at] = high[at]
+            low[0x100000:] = self._empty[0x100000:]
+            found = bytes(low)
         wanted = bytearray(self._empty)
         for at, value in after.items():
             mask = undefined.get(at, 0xFF)
             wanted[at] = value & mask | found[at] & ~mask
-        if wrap:  # what is stored above 1 MiB is stored at the begin
-            low = bytearray(found)
-            for at, value in enumerate(found[0x100000:SPACE]):
-                was = wanted[at] if at in dict(vector.init.ram) else _HLT
-                del was
-                if at in after and value == wanted[at] and found[at] != wanted[at]:
-                    low[at] = value
-            found = bytes(low[:0x100000]) + bytes(self._empty[0x100000:])
         if found == wanted:
             return ()
         differ = [at for at in range(0, _MEMORY, 4096) if found[at : at + 4096] != wanted[at : at + 4096]]
-        result = tuple(
+        return tuple(
             (at, wanted[at], found[at])
             for page in differ
             for at in range(page, page + 4096)
             if found[at] != wanted[at]
         )
-        self._memory.write(0, self._empty)
-        return result

@@ -1,8 +1,9 @@
 """CPU vectors recorded from hardware (the SingleStepTests sets for 8086 and 80286): the reader.
 
-A file `80286.jsonl.gz` or `8086.jsonl.gz`, or without `.gz`, has a JSON object a line: an instruction with registers
-and memory before and after it. The name says which CPU it was recorded from. What is not as the format says
-is a VectorError that names file and line. Running them is `vector_run`, judging misses `vector_misses`.
+A file `80286.jsonl.gz` or `8086.jsonl.gz`, or without `.gz`, has a JSON object a line: an instruction
+with registers and memory before and after it. The name says which CPU it was recorded from. What is not as
+the format says is a VectorError that names file and line. `vector_run` runs them,
+`vector_misses` judges misses.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import msgspec
 
 from ..errors import ImageError
 
-__all__ = ["CPUS", "FAULT", "Vector", "VectorError", "VectorSide", "read_vectors", "vector_files"]
+__all__ = ["CPUS", "Fault", "Vector", "VectorError", "VectorSide", "read_vectors", "vector_files"]
 
 #: The CPUs there are sets of, by the beginning of the file's name.
 CPUS = ("80286", "8086")
@@ -48,9 +49,6 @@ class Fault(msgspec.Struct, frozen=True):
     flags_address: int
 
 
-FAULT = Fault
-
-
 class Vector(msgspec.Struct, frozen=True, kw_only=True):
     """One recorded instruction. `final` has what changed. `flags_mask` are the bits of FLAGS that are defined
     for the opcode, `mask` those of other registers where given."""
@@ -58,7 +56,7 @@ class Vector(msgspec.Struct, frozen=True, kw_only=True):
     op: str
     i: int
     name: str
-    bytes: str
+    hex: str = msgspec.field(name="bytes")
     flags_mask: int = 0xFFFF
     init: VectorSide
     final: VectorSide
@@ -67,7 +65,7 @@ class Vector(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def code(self) -> bytes:
-        return bytes.fromhex(self.bytes)
+        return bytes.fromhex(self.hex)
 
     def __str__(self) -> str:
         return f"{self.op} #{self.i} {self.name}"
@@ -81,7 +79,9 @@ def vector_files(directory: str | Path) -> list[tuple[str, Path]]:
     path = Path(directory)
     try:
         if not path.exists():
-            raise VectorError(f"there is no '{path}'", hint="give a directory with 80286.jsonl.gz or 8086.jsonl.gz")
+            raise VectorError(
+                f"there is no '{path}'", hint="give a directory with 80286.jsonl.gz or 8086.jsonl.gz"
+            )
         names = [path] if path.is_file() else sorted(p for p in path.rglob("*.jsonl*") if p.is_file())
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -129,7 +129,7 @@ def _check(vector: Vector, name: str, line: int) -> None:
     except ValueError:
         code = b""
     if not 1 <= len(code) <= 16:
-        raise _broken(name, line, f"'{vector.bytes[:40]}' is no instruction in hexadecimal")
+        raise _broken(name, line, f"'{vector.hex[:40]}' is no instruction in hexadecimal")
     if set(vector.init.regs) != REGISTERS:
         wrong = sorted(set(vector.init.regs) ^ REGISTERS)
         raise _broken(name, line, f"init.regs must have each register once: see {', '.join(wrong)[:80]}")
