@@ -32,6 +32,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "guests": ("guests", "List the built-in guests."),
     "devices": ("devices", "List the devices of a machine model."),
     "doctor": ("doctor", "Say what this host can run, and what to mend."),
+    "replay": ("replay", "Run a recording (run --record) again, on any CPU, and check each exit."),
     "snapshot": ("snapshot", "Look at snapshot files, check, compare, pack and join them."),
     "vectors": ("vectors", "Run vectors recorded from hardware on a CPU and on the devices."),
     "asm": ("asm", "Assemble a source file to a flat binary."),

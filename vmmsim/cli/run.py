@@ -16,6 +16,7 @@ from ..outcome import Outcome, outcome
 from .common import Choices, Target, budgets, choose_input, guest_options, json_option, open_machine, resolve
 from .kernel import after_panic
 from .output import note, out, say
+from .record import recording_source, start_recording
 
 if TYPE_CHECKING:
     from ..budget import Budget
@@ -37,9 +38,12 @@ __all__ = ["command"]
 @click.option("--max-insns", type=int, metavar="N", help="Stop after N instructions (not on KVM).")
 @click.option("--max-exits", type=int, metavar="N", help="Stop after N accesses to devices.")
 @click.option("--trace", metavar="FILE", help="Write each exit to FILE as JSON Lines.")
+@click.option("--record", metavar="FILE", help="Keep the run in FILE, for vmmsim replay.")
 @click.option("--count-insns", is_flag=True, help="Count instructions for --json (slower; not on KVM).")
 @json_option
-def command(serial: str, trace: str | None, count_insns: bool, as_json: bool, **options: Any) -> int:
+def command(
+    serial: str, trace: str | None, record: str | None, count_insns: bool, as_json: bool, **options: Any
+) -> int:
     """Run GUEST (a name of `vmmsim guests`) or an image FILE: an ELF, or a flat binary.
 
     A built-in name is the built-in guest; write ./NAME for a file of that name. The guest's
@@ -54,11 +58,13 @@ def command(serial: str, trace: str | None, count_insns: bool, as_json: bool, **
     with contextlib.ExitStack() as stack:
         port = _open_port(choices, target, serial, as_json, stop)
         stack.callback(port.close)
-        machine = stack.enter_context(open_machine(choices, target, source=port.source, sink=port.sink))
+        source = port.source if record is None else recording_source(record, port.source)
+        machine = stack.enter_context(open_machine(choices, target, source=source, sink=port.sink))
         stop.machine = machine
         if port.path is not None:
             say(f"the guest's serial port is {port.path}")
         finish = stack.enter_context(_tracing(machine, target, trace))
+        keep = start_recording(machine, target, record)
         end: Exit | DeviceError | None = None
         try:
             with _terminal(serial, choices):
@@ -66,6 +72,7 @@ def command(serial: str, trace: str | None, count_insns: bool, as_json: bool, **
         finally:
             # Also when stdout is gone or a signal ends it: the file says how far it came.
             finish(end)
+            keep(end)
         result = _judge(machine, end, stop, choices)
         if as_json:
             _print_json(machine, target, end, result)
