@@ -1,4 +1,4 @@
-"""Recordings: a run on one CPU is the same on another, exit by exit, and what is not the same is found there."""
+"""Recordings: a run on one CPU is the same on another, exit by exit; what is not the same is found there."""
 
 from __future__ import annotations
 
@@ -76,11 +76,12 @@ def test_a_guest_is_the_same_on_another_cpu(first: str, second: str, name: str, 
 
 def test_what_is_kept_is_what_came_from_outside(backend_name: str) -> None:
     recording = record("serial-echo", backend_name)
-    typed = bytes(event.byte for event in recording.events if isinstance(event, Input))
+    typed = bytes(event.byte or 0 for event in recording.events if isinstance(event, Input))
     taken = [event for event in recording.events if isinstance(event, Interrupt)]
 
-    assert typed == guests.load("serial-echo").input
-    assert {event.vector for event in taken} == {0x24}  # COM1, with the master's base 20h
+    assert guests.load("serial-echo").input.startswith(typed)
+    assert b"q" in typed
+    assert {event.vector for event in taken} == {0x0C}  # IRQ 4, as a PC's BIOS has it
     assert len(recording.sums) == 4 * recording.end.exits
     assert recording.end.kind == "guest_exit"
     assert [e.exit for e in recording.events] == sorted(e.exit for e in recording.events)
@@ -90,6 +91,7 @@ def test_a_changed_byte_of_the_input_is_found_at_its_exit(backend_name: str) -> 
     recording = record("echo", backend_name)
     at, event = next((n, e) for n, e in enumerate(recording.events) if isinstance(e, Input) and e.exit > 5)
     assert isinstance(event, Input)
+    assert event.byte is not None
     recording.events[at] = Input(event.exit, event.byte ^ 1)
     result = replay(recording, backend=backend_name)
 
@@ -160,7 +162,7 @@ def test_the_recording_of_another_machine_leaves_the_rails_at_once(first: str, s
 
 @PAIRS
 def test_a_run_that_was_cut_short_is_replayed_as_far_as_it_came(first: str, second: str) -> None:
-    recording = record("loop", first, budget=exits(77))
+    recording = record("guess", first, budget=exits(77))
     assert (recording.end.kind, recording.end.exits) == ("budget", 77)
     result = replay(recording, backend=second)
     assert result.derailed is None
@@ -171,16 +173,16 @@ def test_input_that_comes_while_the_guest_waits(backend_name: str) -> None:
     source = QueueSource()
     with Machine.for_guest("echo", backend=backend_name, source=RecordingSource(source)) as machine:
         recorder = Recorder(machine)
-        source.send(b"ab\n")
+        source.send(b"ab")
         assert isinstance(machine.run(budget=seconds(0.5)), BudgetSpent)  # it waits for more
-        source.send(b"c")
+        source.send(b"c\n")
         source.end()
         recording = recorder.finish(machine.run())
         output = machine.output.data
+    assert any(isinstance(event, Input) and event.byte is None for event in recording.events)
     result = replay(recording, backend=backend_name)
-    # The read that the budget interrupted answered a NUL that no input had: that is where they part.
-    assert result.derailed is None or result.derailed.exit <= recording.end.exits
-    assert output.startswith(result.output[:3])
+    assert str(result.derailed) == "None"
+    assert result.output == output
 
 
 @pytest.mark.unicorn
@@ -307,7 +309,7 @@ def test_a_file_that_breaks_the_format_says_where(
 def test_a_foreign_file_is_no_recording(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "foreign"
     path.write_bytes(text)
-    with pytest.raises(RecordingError, match="no recording|damaged"):
+    with pytest.raises(RecordingError, match=r"no recording|damaged"):
         load(path)
     with pytest.raises(RecordingError, match="cannot be read"):
         load(tmp_path / "nothing")

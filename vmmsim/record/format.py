@@ -63,10 +63,11 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Input(msgspec.Struct, tag="input", frozen=True, forbid_unknown_fields=True):
-    """A character (0 to 255) was there when the guest had made `exit` exits."""
+    """A character (0 to 255) was there when the guest had made `exit` exits; None: a wait for one was
+    interrupted."""
 
     exit: int
-    byte: int
+    byte: int | None
 
 
 class InputEnd(msgspec.Struct, tag="input_end", frozen=True, forbid_unknown_fields=True):
@@ -237,7 +238,7 @@ def _check_event(event: Event, before: list[Event], name: str) -> None:
     if event.exit < (before[-1].exit if before else 0):
         raise _bad(name, f"an event of exit {event.exit} is out of order")
     value = event.byte if isinstance(event, Input) else event.vector if isinstance(event, Interrupt) else 0
-    if not 0 <= value <= 0xFF:
+    if value is not None and not 0 <= value <= 0xFF:
         raise _bad(name, f"{value} at exit {event.exit} is no byte")
 
 

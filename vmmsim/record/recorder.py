@@ -51,6 +51,8 @@ class RecordingSource:
         byte = self._inner.wait()
         if byte is not None:
             self._came(byte)
+        elif not self._inner.ended:
+            self.events.append(Input(self.exits, None))
         return byte
 
     def ready(self) -> bool:

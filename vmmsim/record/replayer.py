@@ -65,7 +65,10 @@ class ReplaySource:
         return self._bytes.popleft()[1] if self._bytes else None
 
     def ready(self) -> bool:
-        return bool(self._bytes) and self._bytes[0][0] <= self.exits
+        if not self._bytes:
+            return False
+        exit, byte = self._bytes[0]
+        return byte is not None and exit <= self.exits
 
     @property
     def ended(self) -> bool:
