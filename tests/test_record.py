@@ -17,6 +17,7 @@ from vmmsim import Machine, guests
 from vmmsim.budget import exits, insns, seconds
 from vmmsim.errors import NotSupported, SnapshotError, UsageError
 from vmmsim.exits import Access, BudgetSpent, GuestExit, Halt
+from vmmsim.loaders import load_bytes
 from vmmsim.record import (
     End,
     Input,
@@ -169,6 +170,14 @@ def test_a_run_that_was_cut_short_is_replayed_as_far_as_it_came(first: str, seco
     assert result.exits == 77
 
 
+def test_a_run_without_an_exit_that_was_stopped(backend_name: str) -> None:
+    with Machine(backend=backend_name, source=RecordingSource(BytesSource())) as machine:
+        machine.load(load_bytes(b"\xeb\xfe", name="spin", load_address=0x7C00, mode="real"))
+        recorder = Recorder(machine)
+        recording = recorder.finish(machine.run(budget=seconds(0.1)))
+    assert replay(recording, backend=backend_name).derailed is None
+
+
 def test_input_that_comes_while_the_guest_waits(backend_name: str) -> None:
     source = QueueSource()
     with Machine.for_guest("echo", backend=backend_name, source=RecordingSource(source)) as machine:
@@ -234,6 +243,25 @@ def test_a_budget_of_instructions_and_the_clock_of_instructions(tmp_path: Path) 
     recording = record("hello16", "unicorn", budget=insns(60), count_insns=True)
     assert recording.end.kind == "budget"
     assert replay(recording).derailed is None
+
+
+def test_a_machine_is_recorded_twice_but_not_across_a_restore(backend_name: str) -> None:
+    source = RecordingSource(BytesSource(guests.load("timer-long").input))
+    with Machine.for_guest("timer-long", backend=backend_name, source=source, clock="exits") as machine:
+        first = Recorder(machine)
+        one = first.finish(machine.run(budget=exits(200)))
+        second = Recorder(machine)
+        two = second.finish(machine.run())
+        assert replay(one, backend=backend_name).derailed is None
+        assert replay(two, backend=backend_name).derailed is None
+        counted = [sum(isinstance(e, Interrupt) for e in recording.events) for recording in (one, two)]
+        assert sum(counted) == 10
+
+        snapshot = machine.snapshot()
+        third = Recorder(machine)
+        machine.restore(snapshot)
+        with pytest.raises(UsageError, match="restored"):
+            third.finish(None)
 
 
 # Files

@@ -9,6 +9,7 @@ check a replay: a sum for each exit, and each interrupt with the exit behind whi
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..exits import Access, Exit, GuestExit
@@ -103,10 +104,11 @@ class Recorder:
         self._sum = 0
         self._sums = bytearray()
         source.events, source.exits = [], 0
-        self._remove = machine.observe(self._observe)
+        self._restored = machine.restored
+        self._remove = [machine.observe(self._observe)]
         for item in machine.processors:
             if item.board is not None:
-                tell_interrupts(item.board, item.number, self._taken)
+                self._remove.append(tell_interrupts(item.board, item.number, self._taken))
 
     def _observe(self, cls: type[Access], address: int, size: int, value: int) -> None:
         self._sum = next_sum(self._sum, cls, address, size, value)
@@ -117,8 +119,13 @@ class Recorder:
         self._source.events.append(Interrupt(self._source.exits, vector, cpu))
 
     def finish(self, end: Exit | None) -> Recording:
-        """The recording; `end` is what the run ended with, None if it was cut short."""
-        self._remove()
+        """The recording; `end` is what the run ended with, None if it was cut short. UsageError when the
+        machine went to another snapshot meanwhile."""
+        for remove in self._remove:
+            remove()
+        self._remove.clear()
+        if self._machine.restored != self._restored:
+            raise check_recordable("the machine was restored to a snapshot meanwhile")
         kind, detail = ("error", "the run was cut short") if end is None else (end.kind, end.describe())
         code = end.code if isinstance(end, GuestExit) else None
         last = End(self._source.exits, kind, detail, self._machine.vcpu.registers().rip, code)
@@ -131,8 +138,9 @@ class Recorder:
         )
 
 
-def tell_interrupts(board: Any, cpu: int, told: Any) -> None:
-    """Have `told(vector, cpu)` called whenever the board's interrupt is acknowledged."""
+def tell_interrupts(board: Any, cpu: int, told: Callable[[int, int], None]) -> Callable[[], None]:
+    """Have `told(vector, cpu)` called whenever the board's interrupt is acknowledged, until what this returns
+    is called."""
     acknowledge = board.acknowledge
 
     def telling() -> int:
@@ -141,3 +149,8 @@ def tell_interrupts(board: Any, cpu: int, told: Any) -> None:
         return vector
 
     board.acknowledge = telling
+
+    def forget() -> None:
+        board.acknowledge = acknowledge
+
+    return forget

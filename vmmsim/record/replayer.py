@@ -169,7 +169,7 @@ def _ended_outside(recording: Recording) -> bool:
 
 def _limits(recording: Recording, budget: Budget | None) -> tuple[Budget, ...]:
     limits: tuple[Budget, ...] = (budget,) if budget is not None else ()
-    if _ended_outside(recording):
+    if _ended_outside(recording) and recording.end.exits:
         limits += (exits(recording.end.exits),)
     return limits
 
