@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .budget import Budget
     from .dispatch import Observer
 
-__all__ = ["Until", "budget_observer", "until_observer"]
+__all__ = ["Until", "budget_observer", "made", "until_observer"]
 
 #: What ends a run early: exit classes, or a predicate over exits.
 Until = type[Exit] | tuple[type[Exit], ...] | Callable[[Exit], bool]
@@ -24,14 +24,15 @@ def until_observer(request_stop: Callable[[Exit], None], until: Until) -> Observ
         if isinstance(until, (type, tuple)):
             hit = issubclass(cls, until)
         else:
-            hit = until(_made(cls, address, size, value))
+            hit = until(made(cls, address, size, value))
         if hit:
-            request_stop(_made(cls, address, size, value))
+            request_stop(made(cls, address, size, value))
 
     return observe
 
 
-def _made(cls: type[Access], address: int, size: int, value: int) -> Access:
+def made(cls: type[Access], address: int, size: int, value: int) -> Access:
+    """The exit of an observer's call, answered."""
     if cls.is_write:
         exit = cls(address, size, value)  # type: ignore[call-arg]
         exit.reply()  # type: ignore[attr-defined]

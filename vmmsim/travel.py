@@ -170,6 +170,11 @@ class TimeTravel(Chassis):
         self._check_idle()
         return self._history.back(count, unit)
 
+    @property
+    def restored(self) -> int:
+        """How often the machine went to a snapshot."""
+        return self._restored
+
     @contextlib.contextmanager
     def unheard(self) -> Iterator[None]:
         """Within, nothing of what the guest prints reaches anybody: it has been printed before."""

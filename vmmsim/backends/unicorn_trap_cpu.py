@@ -12,6 +12,7 @@ from unicorn import x86_const
 
 from ..errors import NotSupported
 from .unicorn_context import ContextCodec
+from .unicorn_lazy import settled_already
 from .unicorn_probe import ContextBytes
 from .unicorn_registers import check, quick
 
@@ -99,6 +100,14 @@ class CpuWords:
             return kept | _DIRECTION if how >> 63 else kept
         self._read(self._engine, x86_const.UC_X86_REG_RFLAGS, self._word_ref)
         return kept | self._word.value & _ARITHMETIC
+
+    def mend_flags(self) -> None:
+        """In an INTR or INSN_INVALID hook, on words just saved, where a hook is called before each
+        instruction: see `unicorn_lazy`."""
+        words, at = self.words, self.flags
+        source = words[at + 2]
+        if source == words[at] & _STATUS and settled_already(words[at + 4], source, words[at + 1]):
+            words[at + 4] = words[at + 4] & ~0xFFFFFFFF | _CC_EFLAGS
 
     def set_rflags(self, value: int) -> None:
         """All of RFLAGS, in the two forms that are needed within and outside a run."""

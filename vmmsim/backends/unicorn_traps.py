@@ -68,6 +68,8 @@ class TrapUnit:
         self._plans: dict[tuple[int, int, int], tuple | None] = {}
         #: Whether what was `raised` last is a fault: its instruction has not retired.
         self.was_fault = False
+        #: A hook is called before each instruction: see `unicorn_lazy`.
+        self.hooked = False
 
     # -- what hooks and the run loop call
 
@@ -78,6 +80,9 @@ class TrapUnit:
         """
         cpu = self.cpu
         cpu.save()
+        self.was_fault = False
+        if self.hooked:
+            cpu.mend_flags()
         if self.intercepts.let_through and self.intercepts.rearm(number):
             return None
         if number >= _VMEXIT:
@@ -107,6 +112,8 @@ class TrapUnit:
         """In the INSN_INVALID hook: #UD, or the #DB of ICEBP (INT1), which the engine does not know."""
         cpu = self.cpu
         cpu.save()
+        if self.hooked:
+            cpu.mend_flags()
         if self.intercepts.let_through:
             self.intercepts.rearm(None)
         how = cpu.words[cpu.error]

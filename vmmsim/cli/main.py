@@ -33,9 +33,11 @@ VERBS: dict[str, tuple[str, str]] = {
     "devices": ("devices", "List the devices of a machine model."),
     "doctor": ("doctor", "Say what this host can run, and what to mend."),
     "clone": ("clone", "Run many clones of a snapshot."),
+    "replay": ("replay", "Run a recording (run --record) again, on any CPU, and check each exit."),
     "snapshot": ("snapshot", "Look at snapshot files, check, compare, pack and join them."),
     "migrate": ("migrate", "Run a guest, and move it to a receiver while it runs."),
     "receive": ("receive", "Wait for a machine that moves here, and run it to its end."),
+    "vectors": ("vectors", "Run vectors recorded from hardware on a CPU and on the devices."),
     "asm": ("asm", "Assemble a source file to a flat binary."),
 }
 

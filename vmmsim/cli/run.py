@@ -15,6 +15,7 @@ from ..outcome import Outcome, outcome
 from .common import Choices, Target, budgets, choose_input, guest_options, json_option, open_machine, resolve
 from .kernel import after_panic
 from .output import end_line, note, out, say
+from .record import recording_source, start_recording
 from .taker import Taker
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ __all__ = ["command"]
 @click.option("--max-insns", type=int, metavar="N", help="Stop after N instructions (not on KVM).")
 @click.option("--max-exits", type=int, metavar="N", help="Stop after N accesses to devices.")
 @click.option("--trace", metavar="FILE", help="Write each exit to FILE as JSON Lines.")
+@click.option("--record", metavar="FILE", help="Keep the run in FILE, for vmmsim replay.")
 @click.option("--count-insns", is_flag=True, help="Count instructions for --json (slower; not on KVM).")
 @click.option("--cheat", is_flag=True, help="When the guest says that the game is lost, go back in time.")
 @click.option(
@@ -58,6 +60,7 @@ __all__ = ["command"]
 def command(
     serial: str,
     trace: str | None,
+    record: str | None,
     count_insns: bool,
     as_json: bool,
     cheat: bool,
@@ -86,7 +89,8 @@ def command(
     with contextlib.ExitStack() as stack:
         port = _open_port(choices, target, serial, as_json, stop)
         stack.callback(port.close)
-        machine = stack.enter_context(open_machine(choices, target, source=port.source, sink=port.sink))
+        source = port.source if record is None else recording_source(record, port.source)
+        machine = stack.enter_context(open_machine(choices, target, source=source, sink=port.sink))
         stop.machine = machine
         if port.path is not None:
             say(f"the guest's serial port is {port.path}")
@@ -94,6 +98,7 @@ def command(
         taker.arm(machine)
         if cheat and target.cheat is not None:
             stack.callback(_cheat(machine, target.cheat))
+        keep = start_recording(machine, target, record)
         end: Exit | DeviceError | None = None
         try:
             with _terminal(serial, choices):
@@ -101,6 +106,7 @@ def command(
         finally:
             # Also when stdout is gone or a signal ends it: the file says how far it came.
             finish(end)
+            keep(end)
         taker.say_missing()
         result = taker.judge(end) or _judge(machine, end, stop, choices)
         if as_json:

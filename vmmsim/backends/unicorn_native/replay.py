@@ -22,8 +22,9 @@ from ...cpu.vectors import ERROR_CODE_VECTORS
 from ...errors import NotSupported
 from ...exits import Access, MmioRead, MmioWrite, PortRead, PortWrite
 from ..unicorn_cut import MASK, STRING, AccessCutter
+from ..unicorn_lazy import CC_EFLAGS, STATUS, settled_already
 from ..unicorn_traps import VMCB
-from ..unicorn_vcpu import DB, PAGE, check
+from ..unicorn_vcpu import DB, INTERCEPTS, PAGE, check
 from .offsets import engine_offsets
 from .thunks import (
     FLAG_CROSSES,
@@ -47,6 +48,8 @@ _CODE64 = 1 << 15  # HF_CS64
 _PORT_OPCODES = b"\xe4\xe5\xe6\xe7\xec\xed\xee\xef"
 _COMPARING = b"\xa6\xa7\xae\xaf"
 _M64 = (1 << 64) - 1
+#: In Shared.DELIVERING: each exception comes to Python, which mends the flags first.
+_ALWAYS = 2
 
 _TLB_FLUSH = uc_const.UC_CTL_IO_WRITE << 30 | uc_const.UC_CTL_TLB_FLUSH
 _BLOCKS = Shared.BLOCKS  # a module's name is found faster than a class's attribute
@@ -139,7 +142,7 @@ class ReplayCutter(AccessCutter):
         words[Shared.CPU] = ctypes.c_uint64.from_address((self._address or 0) + engine_offsets().cpu).value
         self._rip = _view(ctypes.c_uint64, address + layout.registers + 16 * 8)
         self._hidden = _view(ctypes.c_uint32, address + layout.flags + 40)
-        self._flags = _view(ctypes.c_uint64, address + layout.flags)
+        self._flags = _view(ctypes.c_uint64, address + layout.flags, 5)
         self._cs_base = _view(ctypes.c_uint64, address + layout.segments + 24 + 8)
         self._paging = _Paging(address + layout.cr, address + layout.efer)
         self._engine_halted = _view(ctypes.c_uint32, address + engine_offsets().halted)
@@ -285,7 +288,8 @@ class ReplayCutter(AccessCutter):
         putting it back would throw away all translated code each time."""
         if not self._counting:
             self._watch(True)
-            self._counting = True
+            self._counting = self._traps.hooked = True
+            self._words[Shared.DELIVERING] = _ALWAYS
             self._hook(uc_const.UC_HOOK_CODE, self._thunks.make("insn"), user=self._thunks.shared)
             self._flush()
 
@@ -474,6 +478,13 @@ class ReplayCutter(AccessCutter):
         words = self._words
         if not words[Shared.DELIVERING]:
             return super()._trapped(number)
+        if words[Shared.DELIVERING] == _ALWAYS:
+            result = super()._trapped(number)
+            if number < INTERCEPTS:
+                words[Shared.TRAPS] += 1
+                if self._traps.was_fault:  # it has not retired
+                    words[Shared.INSNS] = words[Shared.INSNS] - 1 & _M64
+            return result
         words[Shared.DELIVERING] = 0
         words[Shared.TRAPS] += 1
         vector = words[Shared.VECTOR]
@@ -482,6 +493,13 @@ class ReplayCutter(AccessCutter):
             return self._traps.deliver(vector, kind="soft")
         error = words[Shared.ERROR] if vector in ERROR_CODE_VECTORS else None
         return self._traps.deliver(vector, error=error, kind="trap" if vector == DB else "fault")
+
+    def _mend_flags(self) -> None:
+        """Behind a run that was left in an instruction, where one is counted: see `unicorn_lazy`."""
+        flags, result, source, _, operation = self._flags
+        if settled_already(operation, source, result):
+            self._flags[0] = flags & ~STATUS | source
+            self._flags[4] = operation & ~0xFFFFFFFF | CC_EFLAGS
 
     def _on_invalid(self, uc: int) -> bool:
         words = self._words

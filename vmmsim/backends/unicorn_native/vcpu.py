@@ -289,6 +289,7 @@ class NativeVcpu(ReplayCutter):
     def _uncount(self) -> None:
         if self._counting:
             self._words[Shared.INSNS] -= 1
+            self._mend_flags()
 
     def _finish(self) -> None:
         """Execute the instruction in flight to its end, answering from the log what it has

@@ -47,6 +47,7 @@ from ...exits import (
     Shutdown,
 )
 from ..unicorn_cut import MASK, AccessCutter
+from ..unicorn_lazy import STATUS, settled_already
 from ..unicorn_registers import quick
 from ..unicorn_vcpu import FOREVER, GP, INTERCEPTS, PAGE, check
 
@@ -114,6 +115,7 @@ class PortableVcpu(AccessCutter):
 
     def open(self, uc: Uc) -> None:
         super().open(uc)
+        self._traps.hooked = True
         self._stop_callback = _INSN(self._on_stop)
         self._hook(uc_const.UC_HOOK_INTR, _INTR(lambda _uc, vector: self._on_trap(vector)))
         self._hook(uc_const.UC_HOOK_INSN_INVALID, _INVALID(self._on_invalid))
@@ -284,6 +286,25 @@ class PortableVcpu(AccessCutter):
 
     def _leave(self) -> None:
         quick.uc_emu_stop(self._address)
+
+    def registers(self) -> Registers:
+        registers = super().registers()
+        if self._parked:
+            registers.rflags = self._settled(registers.rflags)
+        return registers
+
+    def _read_state(self) -> CpuState:
+        state = super()._read_state()
+        if self._parked:
+            state.rflags = self._settled(state.rflags)
+        return state
+
+    def _settled(self, rflags: int) -> int:
+        """RFLAGS as read in a callback: see `unicorn_lazy`."""
+        flags, result, source, operation = self.codec.lazy_flags()
+        if source == flags & STATUS and settled_already(operation, source, result):
+            return rflags & ~STATUS | source
+        return rflags
 
     def _kick(self) -> None:
         if self._counting:
