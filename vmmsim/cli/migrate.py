@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,14 +14,11 @@ from ..errors import DeviceError, MigrationError, MigrationInDoubt, SnapshotErro
 from ..exits import BudgetSpent, Cancelled, Exit
 from .common import (
     Choices,
-    Target,
-    check_backend,
     guest_options,
     json_option,
     open_machine,
     parse_seconds,
     resolve,
-    say_backend,
 )
 from .moving import moving_options, progress_bar, shared_key
 from .output import out, say
@@ -31,8 +27,6 @@ from .run import _judge, _open_port, _Stop, _terminal
 if TYPE_CHECKING:
     from ..machine import Machine
     from ..snapshot.migrate import Migrated, Report
-    from ..snapshot.values import Snapshot
-    from ..streams import Port
 
 __all__ = ["command"]
 
@@ -108,12 +102,12 @@ def command(
     stop = _Stop()
     watch = _Watch(after)
     with contextlib.ExitStack() as stack:
-        target, snapshot = _target(choices)
+        target = resolve(choices)
         port = _open_port(choices, target, serial, as_json, stop)
         stack.callback(port.close)
-        port.sink = watch.over(port.sink)
-        machine = stack.enter_context(_machine(choices, target, snapshot, port))
-        stop.machine = watch.machine = machine
+        machine = stack.enter_context(open_machine(choices, target, source=port.source, sink=port.sink))
+        stop.machine = machine
+        watch.over(machine)
         if port.path is not None:
             say(f"the guest's serial port is {port.path}")
         moved: Migrated | None = None
@@ -164,7 +158,6 @@ def _after(text: str | None) -> Budget | None:
     found = _AFTER.fullmatch(text)
     with contextlib.suppress(ValueError, re.error):
         if found is not None and found[1] == "serial":
-            re.compile(found[2].encode(), re.DOTALL)
             return None
         if found is not None and found[1] == "seconds":
             return seconds(parse_seconds(found[2]))
@@ -176,65 +169,25 @@ def _after(text: str | None) -> Budget | None:
 
 
 class _Watch:
-    """Asks for a stop when what the guest prints matches; a sink before another sink."""
-
-    #: As much of what was printed is looked at.
-    _KEPT = 4096
+    """Ends a run when what the guest prints matches `--after serial:REGEX`."""
 
     def __init__(self, after: str | None) -> None:
-        self.machine: Machine | None = None
+        from ..snapshot.triggers import pattern
+
         self.seen = False
         found = _AFTER.fullmatch(after) if after is not None else None
-        self.wanted = re.compile(found[2].encode(), re.DOTALL) if found and found[1] == "serial" else None
-        self._text = b""
-        self._sink: Any = None
+        self.wanted = pattern(found[2]) if found and found[1] == "serial" else None
 
-    def over(self, sink: Any) -> Any:
-        if self.wanted is None:
-            return sink
-        self._sink = sink
-        return self
+    def over(self, machine: Machine) -> None:
+        from ..snapshot.triggers import OutputWatch
 
-    def put(self, data: bytes, /) -> None:
-        try:
-            self._sink.put(data)
-        finally:
-            self._text = (self._text + data)[-self._KEPT :]
-            if not self.seen and self.wanted is not None and self.wanted.search(self._text):
+        def found(name: str) -> None:
+            if not self.seen:
                 self.seen = True
-                if self.machine is not None:
-                    self.machine.request_stop(Cancelled())
+                machine.request_stop(Cancelled())
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._sink, name)  # close, interrupt, rearm
-
-
-def _target(choices: Choices) -> tuple[Target, Snapshot | None]:
-    """What to run: as `run` has it, or a snapshot file."""
-    if choices.guest and choices.kernel is None and choices.bios is None:
-        with contextlib.suppress(OSError, ValueError), open(choices.guest, "rb") as file:
-            if file.read(16) == b"vmmsim-snapshot ":
-                from ..loaders import LoadedImage
-                from ..snapshot.container import load
-
-                check_backend(choices.backend)
-                nothing = LoadedImage(choices.guest, [], 0, "real")
-                return Target(choices.guest, nothing, False), load(choices.guest)
-    return resolve(choices), None
-
-
-@contextlib.contextmanager
-def _machine(choices: Choices, target: Target, snapshot: Snapshot | None, port: Port) -> Iterator[Machine]:
-    from ..machine import Machine
-
-    if snapshot is None:
-        machine = open_machine(choices, target, source=port.source, sink=port.sink)
-    else:
-        machine = Machine.from_snapshot(snapshot, backend=choices.backend, source=port.source, sink=port.sink)
-        if not choices.quiet:
-            say_backend(machine)
-    with machine:
-        yield machine
+        if self.wanted is not None:
+            machine.observe(OutputWatch(machine, {"after": self.wanted}, found))
 
 
 def _before(
