@@ -75,15 +75,16 @@ class VectorRunner:
     """One VM of `backend` that runs vector after vector. A context manager.
 
     `cpu` is one of `vectors.CPUS`. `run(wrap=True)` has the first 64 KiB once more at 1 MiB, as a CPU with
-    20 address lines has it, as far as the vector looks there.
+    20 address lines has it, as far as the vector looks there. `counted`: count instructions, which Unicorn
+    does by a hook before each.
     """
 
-    def __init__(self, backend: Backend, cpu: str) -> None:
+    def __init__(self, backend: Backend, cpu: str, *, counted: bool = False) -> None:
         self._cpu = cpu
         self._memory = GuestMemory()
         self._region = self._memory.add(0, _MEMORY)
         self._empty = bytes([_HLT]) * _MEMORY
-        self._vm = backend.create_vm(VmOptions(watchdog_seconds=None))
+        self._vm = backend.create_vm(VmOptions(watchdog_seconds=None, count_insns=counted))
         self._memory.attach(self._vm, lambda: None)
         self._memory.write(0, self._empty)
         self._vcpu = self._vm.create_vcpu()
