@@ -283,8 +283,15 @@ class ReplayCutter(AccessCutter):
         if not self._counting:
             self._watch(True)
             self._counting = True
-            self._hook(uc_const.UC_HOOK_CODE, self._thunks.make("insn"), user=self._thunks.shared)
+            self._count_hook = self._hook(
+                uc_const.UC_HOOK_CODE, self._thunks.make("insn"), user=self._thunks.shared
+            )
             self._flush()
+
+    def _count_no_more(self) -> None:
+        self._counts_for_steps = self._counting = False
+        self._unhook(self._count_hook)
+        self._flush()
 
     # -- accesses, the long form
 
