@@ -15,10 +15,10 @@ from ..exits import Cancelled, Exit
 from ..outcome import Outcome, outcome
 from .common import Choices, Target, budgets, choose_input, guest_options, json_option, open_machine, resolve
 from .kernel import after_panic
+from .debug import Debugging
 from .output import note, out, say
 
 if TYPE_CHECKING:
-    from ..budget import Budget
     from ..machine import Machine
     from ..streams import Port
 
@@ -37,9 +37,25 @@ __all__ = ["command"]
 @click.option("--max-insns", type=int, metavar="N", help="Stop after N instructions (not on KVM).")
 @click.option("--max-exits", type=int, metavar="N", help="Stop after N accesses to devices.")
 @click.option("--trace", metavar="FILE", help="Write each exit to FILE as JSON Lines.")
+@click.option("-s", "gdb_default", is_flag=True, help="Wait for gdb at tcp:127.0.0.1:1234, as QEMU does.")
+@click.option("--gdb", metavar="ADDR", help="Wait for gdb at tcp:HOST:PORT or unix:PATH.")
+@click.option("-S", "--freeze", is_flag=True, help="With gdb: do not start before it says so.")
+@click.option("--reverse", is_flag=True, help="With gdb: keep a history, so that it can go back in time.")
+@click.option("--gdb-remote", is_flag=True, help="With gdb: allow an address that other hosts reach.")
 @click.option("--count-insns", is_flag=True, help="Count instructions for --json (slower; not on KVM).")
 @json_option
-def command(serial: str, trace: str | None, count_insns: bool, as_json: bool, **options: Any) -> int:
+def command(
+    serial: str,
+    trace: str | None,
+    count_insns: bool,
+    as_json: bool,
+    gdb_default: bool,
+    gdb: str | None,
+    freeze: bool,
+    reverse: bool,
+    gdb_remote: bool,
+    **options: Any,
+) -> int:
     """Run GUEST (a name of `vmmsim guests`) or an image FILE: an ELF, or a flat binary.
 
     A built-in name is the built-in guest; write ./NAME for a file of that name. The guest's
@@ -49,7 +65,10 @@ def command(serial: str, trace: str | None, count_insns: bool, as_json: bool, **
     """  # fmt: skip
     choices = Choices(**options, count_insns=count_insns)
     limits = budgets(choices)
+    debugging = Debugging.of(gdb_default, gdb, freeze, reverse, gdb_remote, limits)
     target = resolve(choices)
+    if debugging is not None:
+        debugging.settle(choices, target)
     stop = _Stop()
     with contextlib.ExitStack() as stack:
         port = _open_port(choices, target, serial, as_json, stop)
@@ -58,11 +77,16 @@ def command(serial: str, trace: str | None, count_insns: bool, as_json: bool, **
         stop.machine = machine
         if port.path is not None:
             say(f"the guest's serial port is {port.path}")
+        server = None if debugging is None else stack.enter_context(debugging.open(choices.quiet))
         finish = stack.enter_context(_tracing(machine, target, trace))
         end: Exit | DeviceError | None = None
         try:
             with _terminal(serial, choices):
-                end = _run(machine, limits, stop)
+                if debugging is None or server is None:
+                    end = _run(lambda: machine.run(budget=limits))
+                else:
+                    serve = debugging.serve
+                    end = _run(lambda: serve(server, machine, lambda: stop.asked))
         finally:
             # Also when stdout is gone or a signal ends it: the file says how far it came.
             finish(end)
@@ -177,9 +201,9 @@ def _tracing(
         yield finish
 
 
-def _run(machine: Machine, limits: tuple[Budget, ...], stop: _Stop) -> Exit | DeviceError:
+def _run(run: Callable[[], Exit | DeviceError]) -> Exit | DeviceError:
     try:
-        return machine.run(budget=limits)
+        return run()
     except KeyboardInterrupt:
         return Cancelled()
     except DeviceError as error:

@@ -1,0 +1,404 @@
+"""The debugger's socket, and a machine that runs when the debugger lets it.
+
+A thread waits at the socket; the machine runs in the caller's. While the guest runs the thread
+sleeps in the kernel, and a guest that nobody stops runs as fast as without. What comes then
+stops it between two instructions: 03h for good, anything else until it is dealt with.
+
+One debugger at a time: another is told so, and hung up on. When the debugger detaches, or its
+connection ends, breakpoints are gone and the guest runs on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import selectors
+import socket
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import DeviceError, UsageError
+from ..exits import Cancelled, Exit
+from .control import SIGINT, SIGTRAP, Controller, Stop
+from .rsp import Codec, Signal, frame
+from .stub import Resume, Stub
+
+if TYPE_CHECKING:
+    from ..machine import Machine
+    from .reverse import Reverse
+
+__all__ = ["DEFAULT_ADDRESS", "GdbServer"]
+
+#: What gdb's own `target remote :1234`, and QEMU's -s, mean.
+DEFAULT_ADDRESS = "tcp:127.0.0.1:1234"
+_CHUNK = 4096
+#: Chunks that wait while nobody reads them: a debugger that floods is made to wait.
+_CHUNKS = 64
+#: Seconds for which a debugger may not read what it is sent; and between looks while the guest stands.
+_SEND_SECONDS, _LOOK_SECONDS = 10.0, 0.2
+_BUSY = b"+" + frame(b"E.another debugger is attached")
+
+#: What the thread has seen: a connection, bytes, or b"" for the end of the connection.
+_Event = socket.socket | bytes
+
+
+class GdbServer:
+    """Listens from the start. `address` is tcp:HOST:PORT (port 0: any free one) or unix:PATH; a host
+    other than this one needs `remote`. UsageError for an address that is in use or is none."""
+
+    def __init__(self, address: str, *, remote: bool = False) -> None:
+        self._path: Path | None = None
+        kind, _, rest = address.partition(":")
+        if kind == "tcp":
+            self._listener = _listen_tcp(address, rest, remote)
+            host, port = self._listener.getsockname()[:2]
+            self.address = f"tcp:{f'[{host}]' if ':' in host else host}:{port}"
+        elif kind == "unix" and rest:
+            self._path = Path(rest)
+            self._listener = _listen_unix(self._path)
+            self.address = address
+        else:
+            raise UsageError(
+                f"'{address}' is no address for a debugger", hint=f"write {DEFAULT_ADDRESS} or unix:PATH"
+            )
+        self._events: queue.Queue[_Event] = queue.Queue(_CHUNKS)
+        self._closing = False
+        self._client: socket.socket | None = None
+        self._waker, self._woken = socket.socketpair()
+        #: What the thread stops when something has come, while the machine runs.
+        self._running: Machine | None = None
+        self._thread = threading.Thread(target=self._watch, name="vmmsim-gdb", daemon=True)
+        self._thread.start()
+
+    # -- the thread
+
+    def _watch(self) -> None:
+        with selectors.DefaultSelector() as ready:
+            for item in (self._listener, self._woken):
+                ready.register(item, selectors.EVENT_READ)
+            client: socket.socket | None = None
+            while not self._closing:
+                for key, _ in ready.select():
+                    if key.fileobj is self._listener:
+                        with contextlib.suppress(OSError):
+                            new = self._listener.accept()[0]
+                            if self._client is None:
+                                self._client = client = new
+                                ready.register(client, selectors.EVENT_READ)
+                                self._tell(client)
+                            else:
+                                _refuse(new)
+                    elif key.fileobj is client and client is not None:
+                        data = _receive(client)
+                        if not data:
+                            ready.unregister(client)
+                            client = None
+                        self._tell(data)
+
+    def _tell(self, event: _Event) -> None:
+        while not self._closing:
+            with contextlib.suppress(queue.Full):
+                self._events.put(event, timeout=_LOOK_SECONDS)
+                break
+        machine = self._running
+        if machine is not None:
+            machine.cancel()
+
+    @contextlib.contextmanager
+    def running(self, machine: Machine) -> Iterator[bool]:
+        """Around a run: it is cancelled when something comes. False when something has come."""
+        self._running = machine
+        try:
+            yield self._events.empty()
+        finally:
+            self._running = None
+
+    # -- the machine
+
+    def serve(
+        self,
+        machine: Machine,
+        *,
+        wait: bool = False,
+        reverse: Callable[[Machine, Controller], Reverse] | None = None,
+        asked: Callable[[], bool] = lambda: False,
+    ) -> Exit | DeviceError:
+        """Run `machine` to its end, as `machine.run` does, with a debugger when one comes. `wait`: not
+        before one has come and lets it. `asked`: whether the user wants to end it, which is looked at
+        while the guest stands. Raises KeyboardInterrupt for Ctrl-C.
+        """
+        control = Controller(machine, self._heed)
+        back = reverse(machine, control) if reverse is not None else None
+        while True:
+            exit: Exit = Cancelled()
+            if wait:
+                if not self._pending(asked):
+                    return exit
+            else:
+                with self.running(machine) as undisturbed:
+                    if undisturbed:
+                        exit = machine.run()
+            wait = False
+            if not isinstance(exit, Cancelled) or asked():
+                return exit
+            try:
+                event = self._events.get_nowait()
+            except queue.Empty:
+                continue  # a cancel that came late, for what has been dealt with
+            if isinstance(event, socket.socket):
+                end = _Session(self, event, machine, control, back, asked).run()
+                control.clear()
+                if end is not None or control.ended is not None:
+                    return end if end is not None else control.ended  # type: ignore[return-value]
+
+    def _pending(self, asked: Callable[[], bool]) -> bool:
+        """Wait until something has come; False when the user wants no more."""
+        while self._events.empty():
+            if asked():
+                return False
+            threading.Event().wait(0.02)
+        return True
+
+    def _heed(self) -> bool:
+        return not self._events.empty()
+
+    def gone(self, client: socket.socket) -> None:
+        """The thread has seen the end of the connection."""
+        client.close()
+        self._client = None
+
+    def close(self) -> None:
+        """End the thread and the socket. May be called twice."""
+        if self._closing:
+            return
+        self._closing = True
+        self._running = None
+        self._waker.send(b"\0")
+        self._thread.join(5)
+        for item in (self._listener, self._waker, self._woken, self._client):
+            if item is not None:
+                item.close()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    def __enter__(self) -> GdbServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Session:
+    """One connection."""
+
+    def __init__(
+        self,
+        server: GdbServer,
+        client: socket.socket,
+        machine: Machine,
+        control: Controller,
+        reverse: Reverse | None,
+        asked: Callable[[], bool],
+    ) -> None:
+        self._server = server
+        self._client = client
+        self._machine = machine
+        self._asked = asked
+        self._control = control
+        self._codec = Codec()
+        self._stub = Stub(machine, control, reverse)
+        self._stub.attached(Stop(SIGTRAP))
+        #: What has been read and not dealt with yet.
+        self._read: list[bytes | Signal] = []
+        #: No more is to be read, and the thread has told so.
+        self._over = self._closed = False
+        client.setblocking(True)
+        client.settimeout(_SEND_SECONDS)
+        with contextlib.suppress(OSError):
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def run(self) -> Exit | DeviceError | None:
+        """To its end. What the machine ended with, or None: it runs on without a debugger."""
+        end: Exit | DeviceError | None = None
+        try:
+            while not self._over:
+                if not self._read:
+                    self._wait()
+                    continue
+                item = self._read.pop(0)
+                if item is Signal.BROKEN:
+                    return None
+                if isinstance(item, Signal):
+                    continue  # the guest stands already
+                order = self._answer(item)
+                if order is None:
+                    continue
+                if order.how == "kill":
+                    return Cancelled()
+                if order.how == "detach":
+                    self._send(b"OK")
+                    return None
+                end = self._resume(order)
+                if end is not None:
+                    return end
+        finally:
+            self._hang_up()
+        return end
+
+    def _wait(self) -> None:
+        """Until something has come."""
+        try:
+            event = self._server._events.get(timeout=_LOOK_SECONDS)
+        except queue.Empty:
+            if self._asked():
+                raise KeyboardInterrupt from None
+            return
+        self._take(event)
+
+    def _take(self, event: _Event) -> None:
+        if isinstance(event, socket.socket) or not event:
+            self._over = self._closed = True
+            return
+        self._read += self._codec.feed(event)
+        self._flush()
+
+    def _answer(self, packet: bytes) -> Resume | None:
+        answer = self._stub.handle(packet)
+        if isinstance(answer, Resume):
+            return answer
+        self._send(answer)
+        if self._stub.no_acks:
+            self._codec.no_acks()
+        return None
+
+    def _resume(self, order: Resume) -> Exit | DeviceError | None:
+        """Let the guest run until it stops for the debugger; the machine's end, if it is that."""
+        stub = self._stub
+        packets: list[bytes] = []
+        while not self._over:
+            if self._interrupted():
+                packets = stub.stopped(Stop(SIGINT))
+                break
+            if order.how.startswith("back"):
+                self._machine.processors.uncancel()  # one that came late would end the way back
+                packets = stub.resume(order)
+                break
+            with self._server.running(self._machine) as undisturbed:
+                if undisturbed:
+                    packets = stub.resume(order)
+            if undisturbed and (stub.finished is not None or stub.last.signal != SIGINT):
+                break
+            if self._asked():
+                raise KeyboardInterrupt
+        for packet in packets:
+            self._send(packet)
+        return stub.finished
+
+    def _interrupted(self) -> bool:
+        """Deal with what has come since the guest was told to run; whether that was an interrupt. A
+        debugger in all-stop mode asks nothing now: all else is garbage."""
+        with contextlib.suppress(queue.Empty):
+            while not self._over:
+                self._take(self._server._events.get_nowait())
+        found, self._read = self._read, []
+        self._over |= Signal.BROKEN in found
+        if Signal.INTERRUPT in found:
+            self._read = found[found.index(Signal.INTERRUPT) + 1 :]
+            return True
+        return False
+
+    def _send(self, payload: bytes) -> None:
+        self._codec.send(payload)
+        self._flush()
+
+    def _flush(self) -> None:
+        data = self._codec.take()
+        if data and not self._over:
+            try:
+                self._client.sendall(data)
+            except OSError:
+                self._over = True
+
+    def _hang_up(self) -> None:
+        """End the connection, and wait until the thread has told so: what follows is of another."""
+        with contextlib.suppress(OSError):
+            self._client.shutdown(socket.SHUT_RDWR)
+        while not self._closed and not self._server._closing:
+            with contextlib.suppress(queue.Empty):
+                self._closed = not self._server._events.get(timeout=_LOOK_SECONDS)
+        self._server.gone(self._client)
+
+
+def _receive(client: socket.socket) -> bytes:
+    try:
+        return client.recv(_CHUNK)
+    except OSError:
+        return b""
+
+
+def _refuse(client: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        client.settimeout(0.2)
+        client.sendall(_BUSY)
+    client.close()
+
+
+def _listen_tcp(address: str, rest: str, remote: bool) -> socket.socket:
+    host, _, port = rest.rpartition(":")
+    host = host.strip("[]") or "127.0.0.1"
+    if not port.isdecimal() or not 0 <= int(port) < 65536:
+        raise UsageError(f"'{address}' has no port", hint=f"write {DEFAULT_ADDRESS}")
+    try:
+        family, _, _, _, where = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise UsageError(f"'{host}' is no host: {error.strerror}", hint=f"write {DEFAULT_ADDRESS}") from error
+    ip = str(where[0])
+    if not (ip.startswith("127.") or ip == "::1") and not remote:
+        raise UsageError(
+            f"whoever reaches {host} could read and change the guest",
+            hint="use 127.0.0.1, and a tunnel; or say --gdb-remote",
+        )
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with _listening(listener, address):
+        listener.bind(where)
+        listener.listen(4)
+    return listener
+
+
+def _listen_unix(path: Path) -> socket.socket:
+    if not hasattr(socket, "AF_UNIX"):
+        raise UsageError("this host has no unix sockets", hint=f"use {DEFAULT_ADDRESS}")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with _listening(listener, f"unix:{path}"):
+        if path.exists() and stat.S_ISSOCK(path.stat().st_mode) and not _alive(path):
+            path.unlink()  # left over from a process that is gone
+        listener.bind(str(path))
+        path.chmod(0o600)
+        listener.listen(4)
+    return listener
+
+
+def _alive(path: Path) -> bool:
+    """Whether somebody listens there."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def _listening(listener: socket.socket, address: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        listener.close()
+        raise UsageError(
+            f"a debugger cannot be waited for at {address}: {error.strerror or error}",
+            hint="another process has it; choose another with --gdb",
+        ) from error
