@@ -291,7 +291,7 @@ class Machine(TimeTravel):
     def step(self, cpu: int = 0) -> Exit:
         """Exactly one instruction of vCPU `cpu`, with the devices answering; BudgetSpent, or the exit
         that it came to. A vCPU that has halted waits for its interrupt; one that was not started does
-        nothing. Breakpoints are ignored. Raises NotSupported, with the reason, where the CPU has no single step.
+        nothing. Breakpoints are ignored. NotSupported, with the reason, where the CPU has no single step.
         """
         self._single = cpu
         try:

@@ -198,7 +198,6 @@ class KvmBackend(Backend):
     def capabilities(self) -> Capabilities:
         if self._capabilities is None:
             from . import kvm_probe
-
             from .kvm_fd import BREAKPOINTS
 
             self._capabilities = Capabilities(

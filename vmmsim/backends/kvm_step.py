@@ -57,8 +57,8 @@ class Stepper:
         self._set(_STEP)
 
     def step(self, events: Events | None) -> bool:
-        """Whether it can be had: come out of KVM_RUN behind the next instruction, or at the first of the handler if KVM
-        is going to deliver one of `events`. HLT comes out by itself."""
+        """Come out of KVM_RUN behind the next instruction, or at the first of the handler if KVM is
+        going to deliver one of `events`. Whether that can be had; HLT comes out by itself."""
         sregs = self._cpu.sregs()
         vector = None if events is None else _delivered(events)
         if vector is not None:

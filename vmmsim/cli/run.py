@@ -14,8 +14,8 @@ from ..errors import DeviceError, UsageError
 from ..exits import Cancelled, Exit
 from ..outcome import Outcome, outcome
 from .common import Choices, Target, budgets, choose_input, guest_options, json_option, open_machine, resolve
-from .kernel import after_panic
 from .debug import Debugging
+from .kernel import after_panic
 from .output import note, out, say
 
 if TYPE_CHECKING:

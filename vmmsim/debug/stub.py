@@ -21,6 +21,7 @@ from .rsp import PACKET_MAX
 from .target import RegisterFile, description
 
 if TYPE_CHECKING:
+    from ..cpu.state import CpuState
     from ..machine import Machine
     from .reverse import Reverse
 
@@ -222,7 +223,7 @@ class Stub:
 
     # -- registers and memory
 
-    def _state(self):  # type: ignore[no-untyped-def] # a CpuState
+    def _state(self) -> CpuState:
         return self.control.state(self._cpu)
 
     def _changed(self) -> None:

@@ -193,7 +193,7 @@ _TYPES = {
     '<flags id="vmmsim_mxcsr" size="4">'
     + "".join(
         f'<field name="{n}" start="{i}" end="{i}"/>'
-        for i, n in enumerate("IE DE ZE OE UE PE DAZ IM DM ZM OM UM PM".split())
+        for i, n in enumerate(["IE", "DE", "ZE", "OE", "UE", "PE", "DAZ", "IM", "DM", "ZM", "OM", "UM", "PM"])
     )
     + '<field name="FZ" start="15" end="15"/></flags>',
 }
