@@ -66,10 +66,10 @@ class GdbServer:
             )
         self._events: queue.Queue[_Event] = queue.Queue(_CHUNKS)
         self._closing = False
-        self._client: socket.socket | None = None
         self._waker, self._woken = socket.socketpair()
         #: What the thread stops when something has come, while the machine runs.
         self._running: Machine | None = None
+        self._poked = False
         self._thread = threading.Thread(target=self._watch, name="vmmsim-gdb", daemon=True)
         self._thread.start()
 
@@ -81,22 +81,25 @@ class GdbServer:
                 ready.register(item, selectors.EVENT_READ)
             client: socket.socket | None = None
             while not self._closing:
-                for key, _ in ready.select():
-                    if key.fileobj is self._listener:
-                        with contextlib.suppress(OSError):
-                            new = self._listener.accept()[0]
-                            if self._client is None:
-                                self._client = client = new
-                                ready.register(client, selectors.EVENT_READ)
-                                self._tell(client)
-                            else:
-                                _refuse(new)
-                    elif key.fileobj is client and client is not None:
-                        data = _receive(client)
-                        if not data:
-                            ready.unregister(client)
-                            client = None
-                        self._tell(data)
+                # First the end of a connection, then the next one.
+                events = [key.fileobj for key, _ in ready.select()]
+                if client is not None and client in events:
+                    data = _receive(client)
+                    if not data:
+                        ready.unregister(client)
+                        client = None
+                    self._tell(data)
+                if self._listener in events:
+                    with contextlib.suppress(OSError):
+                        new = self._listener.accept()[0]
+                        if client is not None:
+                            _refuse(new)
+                            continue
+                        client = new
+                        ready.register(client, selectors.EVENT_READ)
+                        self._tell(client)
+            if client is not None:
+                client.close()
 
     def _tell(self, event: _Event) -> None:
         while not self._closing:
@@ -105,7 +108,13 @@ class GdbServer:
                 break
         machine = self._running
         if machine is not None:
+            self._poked = True
             machine.cancel()
+
+    def poked(self) -> bool:
+        """Whether the thread has cancelled a run since this was asked: else somebody else did."""
+        poked, self._poked = self._poked, False
+        return poked
 
     @contextlib.contextmanager
     def running(self, machine: Machine) -> Iterator[bool]:
@@ -142,12 +151,15 @@ class GdbServer:
                     if undisturbed:
                         exit = machine.run()
             wait = False
+            poked = self.poked()  # perhaps late, for what has been dealt with
             if not isinstance(exit, Cancelled) or asked():
                 return exit
             try:
                 event = self._events.get_nowait()
             except queue.Empty:
-                continue  # a cancel that came late, for what has been dealt with
+                if poked:
+                    continue
+                return exit
             if isinstance(event, socket.socket):
                 end = _Session(self, event, machine, control, back, asked).run()
                 control.clear()
@@ -165,11 +177,6 @@ class GdbServer:
     def _heed(self) -> bool:
         return not self._events.empty()
 
-    def gone(self, client: socket.socket) -> None:
-        """The thread has seen the end of the connection."""
-        client.close()
-        self._client = None
-
     def close(self) -> None:
         """End the thread and the socket. May be called twice."""
         if self._closing:
@@ -178,9 +185,8 @@ class GdbServer:
         self._running = None
         self._waker.send(b"\0")
         self._thread.join(5)
-        for item in (self._listener, self._waker, self._woken, self._client):
-            if item is not None:
-                item.close()
+        for item in (self._listener, self._waker, self._woken):
+            item.close()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
@@ -291,8 +297,12 @@ class _Session:
                     packets = stub.resume(order)
             if undisturbed and (stub.finished is not None or stub.last.signal != SIGINT):
                 break
+            poked = self._server.poked()
             if self._asked():
                 raise KeyboardInterrupt
+            if undisturbed and not poked and self._server._events.empty():
+                self._send(b"X02")  # somebody else ends the run
+                return Cancelled()
         for packet in packets:
             self._send(packet)
         return stub.finished
@@ -329,7 +339,7 @@ class _Session:
         while not self._closed and not self._server._closing:
             with contextlib.suppress(queue.Empty):
                 self._closed = not self._server._events.get(timeout=_LOOK_SECONDS)
-        self._server.gone(self._client)
+        self._client.close()
 
 
 def _receive(client: socket.socket) -> bytes:
