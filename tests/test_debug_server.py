@@ -27,7 +27,9 @@ def spinning(backend: str) -> Machine:
 
 
 def count(running: Served) -> int:
-    return int.from_bytes(running.machine.memory.regions[0].buffer[0x9000:0x9004], "little")
+    region = running.machine.memory.region_at(0x9000)
+    assert region is not None
+    return int.from_bytes(region.buffer[0x9000 - region.gpa : 0x9004 - region.gpa], "little")
 
 
 def await_progress(running: Served, than: int) -> None:
