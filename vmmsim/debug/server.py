@@ -187,6 +187,11 @@ class GdbServer:
         self._thread.join(5)
         for item in (self._listener, self._waker, self._woken):
             item.close()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                event = self._events.get_nowait()
+                if isinstance(event, socket.socket):
+                    event.close()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
