@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -105,3 +106,31 @@ def served(machine: Machine, address: str = "tcp:127.0.0.1:0", **options: Any) -
             running.stop()
 
 
+
+
+def elf_with_symbols(code: bytes, at: int, symbols: dict[str, int]) -> bytes:
+    """An x86-64 executable whose .text is `code` at `at`, with `symbols` in it, as gdb wants it: by
+    the System V ABI's "Object Files"."""
+    strings, table = b"\0", bytes(24)
+    for name, value in symbols.items():
+        table += struct.pack("<IBBHQQ", len(strings), 0x12, 0, 1, value, 0)
+        strings += name.encode() + b"\0"
+    names = b"\0.text\0.symtab\0.strtab\0.shstrtab\0"
+    offset = 64 + 56
+    bodies = (code, table, strings, names)
+    offsets = [offset + sum(map(len, bodies[:n])) for n in range(5)]
+    rows = (
+        (1, 1, 6, at, 0, 0, 0),  # .text: PROGBITS, allocated and executable
+        (7, 2, 0, 0, 3, 1, 24),  # .symtab, whose strings are in section 3
+        (15, 3, 0, 0, 0, 0, 0),
+        (23, 3, 0, 0, 0, 0, 0),
+    )
+    sections = bytes(64)
+    for (name, kind, flags, address, link, info, size), start, body in zip(rows, offsets, bodies, strict=False):
+        sections += struct.pack(
+            "<IIQQQQIIQQ", name, kind, flags, address, start, len(body), link, info, 1, size
+        )
+    header = b"\x7fELF\2\1\1" + bytes(9)
+    header += struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, at, 64, offsets[4], 0, 64, 56, 1, 64, 5, 4)
+    header += struct.pack("<IIQQQQQQ", 1, 5, offset, at, at, len(code), len(code), 1)
+    return header + b"".join(bodies) + sections
