@@ -106,8 +106,6 @@ def served(machine: Machine, address: str = "tcp:127.0.0.1:0", **options: Any) -
             running.stop()
 
 
-
-
 def elf_with_symbols(code: bytes, at: int, symbols: dict[str, int]) -> bytes:
     """An x86-64 executable whose .text is `code` at `at`, with `symbols` in it, as gdb wants it: by
     the System V ABI's "Object Files"."""
@@ -126,7 +124,9 @@ def elf_with_symbols(code: bytes, at: int, symbols: dict[str, int]) -> bytes:
         (23, 3, 0, 0, 0, 0, 0),
     )
     sections = bytes(64)
-    for (name, kind, flags, address, link, info, size), start, body in zip(rows, offsets, bodies, strict=False):
+    for (name, kind, flags, address, link, info, size), start, body in zip(
+        rows, offsets, bodies, strict=False
+    ):
         sections += struct.pack(
             "<IIQQQQIIQQ", name, kind, flags, address, start, len(body), link, info, 1, size
         )

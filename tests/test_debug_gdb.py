@@ -19,7 +19,9 @@ BACKENDS = ("kvm", "unicorn")
 pytestmark = [
     pytest.mark.skipif(GDB is None, reason="gdb is not installed: apt-get install gdb"),
     # Not with Unicorn's portable engine: gdb takes its time, and test_debug_stub.py has that.
-    pytest.mark.parametrize("backend_name", [pytest.param(b, marks=getattr(pytest.mark, b)) for b in BACKENDS]),
+    pytest.mark.parametrize(
+        "backend_name", [pytest.param(b, marks=getattr(pytest.mark, b)) for b in BACKENDS]
+    ),
 ]
 
 #: In 64-bit code: start: xor eax, eax; again: inc rax; mov [0x9000], rax; cmp rax, 3; jne again;

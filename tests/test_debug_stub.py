@@ -345,7 +345,9 @@ def test_every_register_is_its_own(hello: Debugger) -> None:
         changed = state.copy()
         value = register.get(state) ^ 1
         RegisterFile.write(changed, number, value.to_bytes(register.size, "little"))
-        differ = [r.name for r in REGISTERS if r.get(changed) != register.get(state) and r.name == register.name]
+        differ = [
+            r.name for r in REGISTERS if r.get(changed) != register.get(state) and r.name == register.name
+        ]
         assert differ == [register.name]
         assert [r.name for r in REGISTERS if r.get(changed) != r.get(state)] == (
             ["rip", "cs_base"] if register.name == "cs_base" else [register.name]
