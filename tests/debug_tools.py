@@ -124,9 +124,8 @@ def elf_with_symbols(code: bytes, at: int, symbols: dict[str, int]) -> bytes:
         (23, 3, 0, 0, 0, 0, 0),
     )
     sections = bytes(64)
-    for (name, kind, flags, address, link, info, size), start, body in zip(
-        rows, offsets, bodies, strict=False
-    ):
+    for row, start, body in zip(rows, offsets, bodies, strict=False):
+        name, kind, flags, address, link, info, size = row
         sections += struct.pack(
             "<IIQQQQIIQQ", name, kind, flags, address, start, len(body), link, info, 1, size
         )

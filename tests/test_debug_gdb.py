@@ -96,12 +96,14 @@ def test_from_real_mode_to_long_mode(debug) -> None:
     text = guest.gdb(
         "p $cr0 & 1", "stepi", "p/x (long)$pc", "x/1xb 0x7c00",
         "break *0x7c1c", "break *0x7c8c", "continue", "p $cr0 & 1", "p $efer >> 10 & 1", "info registers rax",
-        "continue", "p $efer >> 10 & 1", "p/x (long)$pc", "stepi", "x/1i $pc", "info all-registers", "continue",
+        "continue", "p $efer >> 10 & 1", "p/x (long)$pc", "stepi", "x/1i $pc", "info all-registers",
+        "continue",
     )  # fmt: skip
     assert values(text) == ["0", "0x7c01", "1", "0", "1", "0x7c8c"]
     assert re.search(r"^0x7c00:\s+0xfa$", text, re.MULTILINE)
     assert text.count("Breakpoint 1, ") == text.count("Breakpoint 2, ") == 1
-    assert "Program received signal SIGTERM" in text and "the guest ended with code 0" in text
+    assert "Program received signal SIGTERM" in text
+    assert "the guest ended with code 0" in text
     for trouble in ("warning: Remote", "packet reply is too long", "Truncated", "internal-error", "E."):
         assert trouble not in text
     assert guest.end() == (0, b"Hello from long mode\n")
@@ -117,7 +119,8 @@ def test_the_symbols_of_an_elf_guest(debug, tmp_path: Path) -> None:
         file=file,
     )  # fmt: skip
     assert values(text) == ["0", "1", "3", "21474836483"]
-    assert "again in section" in text and "done in section" in text
+    assert "again in section" in text
+    assert "done in section" in text
     assert "[Inferior 1 (Remote target) exited with code 07]" in text
     assert guest.end()[0] == 7
 
@@ -125,7 +128,8 @@ def test_the_symbols_of_an_elf_guest(debug, tmp_path: Path) -> None:
 def test_a_watchpoint(debug, tmp_path: Path) -> None:
     guest = debug(elf(tmp_path), "--mode", "l64", "-S")
     text = guest.gdb("watch *(long *)0x9000", "continue", "continue", "p $rax", "delete", "kill")
-    assert "Old value = 0\nNew value = 1" in text and "Old value = 1\nNew value = 2" in text
+    assert "Old value = 0\nNew value = 1" in text
+    assert "Old value = 1\nNew value = 2" in text
     assert values(text) == ["2"]
     assert guest.end()[0] == 130
 
@@ -134,13 +138,15 @@ def test_back_in_time(debug, tmp_path: Path) -> None:
     file = elf(tmp_path)
     guest = debug(file, "--mode", "l64", "-S", "--reverse")
     text = guest.gdb(
-        "break done", "continue", "p $rax", "reverse-stepi", "reverse-stepi", "info symbol $pc", "break again",
+        "break done", "continue", "p $rax", "reverse-stepi", "reverse-stepi", "info symbol $pc",
+        "break again",
         "reverse-continue", "p $rax", "reverse-continue", "p $rax", "p *(long *)0x9000", "delete",
         "reverse-continue", "info symbol $pc", "continue",
         file=file,
     )  # fmt: skip
     assert values(text) == ["3", "2", "1", "1"]
-    assert "again + 11 in section" in text and "start in section" in text
+    assert "again + 11 in section" in text
+    assert "start in section" in text
     assert "No more reverse-execution history" in text
     assert guest.end()[0] == 7
 
@@ -155,7 +161,8 @@ def test_ctrl_c_then_detach_then_attach_again(debug, tmp_path: Path) -> None:
     words = [GDB, "-nx", "-q", "-iex", "set confirm off", "-ex", f"target remote {guest.socket}"]
     pipe = subprocess.PIPE
     with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True) as gdb:
-        assert gdb.stdin is not None and gdb.stdout is not None
+        assert gdb.stdin is not None
+        assert gdb.stdout is not None
         gdb.stdin.write("p *(unsigned *)0x9000\ncontinue\n")
         gdb.stdin.flush()
         text = ""
@@ -166,7 +173,8 @@ def test_ctrl_c_then_detach_then_attach_again(debug, tmp_path: Path) -> None:
         rest, _ = gdb.communicate("p *(unsigned *)0x9000\nkill\nquit\n", timeout=20)
     assert "Program received signal SIGINT" in rest
     counts = [int(values(first)[1]), *(int(v) for v in re.findall(r"\$\d+ = (\d+)", text + rest))]
-    assert len(counts) == 3 and counts == sorted(set(counts))
+    assert len(counts) == 3
+    assert counts == sorted(set(counts))
     assert guest.end()[0] == 130
 
 
@@ -176,7 +184,8 @@ def test_two_vcpus(debug) -> None:
         "info threads", "break *0x8000", "continue", "p $_thread", "p $cr0 & 1", "thread 1", "p $cr0 & 1",
         "thread 2", "stepi", "p $_thread", "p/x (long)$pc", "delete", "continue",
     )  # fmt: skip
-    assert 'Thread 1 "vCPU 0" (runs)' in text and 'Thread 2 "vCPU 1" (waits)' in text
+    assert 'Thread 1 "vCPU 0" (runs)' in text
+    assert 'Thread 2 "vCPU 1" (waits)' in text
     assert values(text) == ["2", "0", "1", "2", "0x8002"]
     assert guest.end() == (0, b"AB" * 20 + b"\n")
 

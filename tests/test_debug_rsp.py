@@ -87,7 +87,8 @@ def test_a_reply_is_what_a_debugger_reads(runs: list[tuple[int, int]]) -> None:
     payload = b"".join(bytes([byte]) * count for byte, count in runs)
     framed = frame(payload)
     body, _, check = framed[1:].rpartition(b"#")
-    assert framed[:1] == b"$" and int(check, 16) == sum(body) & 0xFF
+    assert framed[:1] == b"$"
+    assert int(check, 16) == sum(body) & 0xFF
     assert not {0x23, 0x24} & set(body)
     assert expand(body) == payload
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from cli_tools import vmmsim
-from debug_tools import PATIENCE, Served, served
+from debug_tools import PATIENCE, Client, Served, served
 
 from vmmsim import Machine
 from vmmsim.debug.server import GdbServer
@@ -148,6 +148,13 @@ def test_garbage_while_the_guest_runs_does_not_stop_it() -> None:
         assert client.reply() == b"T02thread:1;"
 
 
+def flood(client: Client) -> None:
+    """Ask, and read no answer."""
+    for _ in range(100_000):
+        client.socket.sendall(b"$qXfer:features:read:target.xml:0,3fff#00$?#3f" * 10)
+        client.send(b"qXfer:features:read:target.xml:0,3fff")
+
+
 @pytest.mark.unicorn
 def test_a_debugger_that_reads_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vmmsim.debug.server._SEND_SECONDS", 0.3)
@@ -155,9 +162,7 @@ def test_a_debugger_that_reads_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyP
         client = running.client().start()
         client.socket.settimeout(0.5)
         with pytest.raises(OSError):
-            for _ in range(100_000):
-                client.socket.sendall(b"$qXfer:features:read:target.xml:0,3fff#00$?#3f" * 10)
-                client.send(b"qXfer:features:read:target.xml:0,3fff")
+            flood(client)
         client.close()
         for _ in range(100):  # until what it has sent is thrown away
             again = running.client()

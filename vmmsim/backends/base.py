@@ -272,6 +272,10 @@ class Vcpu(ABC):
     def state(self) -> CpuState:
         """Everything. Leaves the vCPU as it is."""
 
+    def place(self) -> CpuState:
+        """The registers, segments and control registers of `state()`; the rest may be anything."""
+        return self.state()
+
     @abstractmethod
     def set_state(self, state: CpuState) -> None:
         """Replace everything. UsageError for a state that no x86 CPU can be in (it names

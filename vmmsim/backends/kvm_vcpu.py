@@ -638,6 +638,10 @@ class KvmVcpu(Vcpu):
         state.events.nmi_pending |= self._pins.nmi
         return state
 
+    def place(self) -> CpuState:
+        self._settle()
+        return self._cpu.place()
+
     def set_state(self, state: CpuState) -> None:
         validate(state)
         self._check_settled()

@@ -184,8 +184,10 @@ class Controller:
 
     def _where(self, cpu: int) -> int:
         """The linear address of the next instruction."""
-        self.forget()
-        return self.state(cpu).linear_rip
+        return self._place(cpu).linear_rip
+
+    def _place(self, cpu: int) -> CpuState:
+        return self.machine.processors.items[cpu].vcpu.place()
 
     def begin_looking(self) -> None:
         """Remember what watchpoints are set on, before the first of several steps."""
@@ -193,7 +195,7 @@ class Controller:
             self._watches[watch] = self._value(watch)
 
     def _value(self, watch: _Watch) -> bytes:
-        return read_linear(self.state(self.current), self.machine.memory, watch.address, watch.size)
+        return read_linear(self._place(self.current), self.machine.memory, watch.address, watch.size)
 
     def changed(self) -> Stop | None:
         """The stop of a watchpoint whose bytes the last step has changed."""

@@ -26,7 +26,7 @@ __all__ = ["Reverse", "reverse_for"]
 #: Instructions or exits between two snapshots, and how many are kept.
 _EVERY_INSNS, _EVERY_EXITS, _KEEP = 2_000_000, 2_000, 64
 #: So many single steps behind an exit a place is looked for on KVM: some seconds.
-_STEPS_MAX = 300_000
+_STEPS_MAX = 50_000
 
 
 def reverse_for(machine: Machine, control: Controller) -> Reverse:
