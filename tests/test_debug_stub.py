@@ -285,6 +285,29 @@ def test_who_changes_the_past_begins_a_new_one(backend_name: str) -> None:
 
 
 @pytest.mark.unicorn
+@pytest.mark.parametrize("guest", ["timer-real", "timer-long"])
+def test_backwards_through_interrupts(guest: str) -> None:
+    with Machine.for_guest(guest, backend="unicorn", clock="insns", count_insns=True) as machine:
+        debugger = Debugger(machine, reverse=True)
+        forward = []
+        for _ in range(165):
+            assert debugger.ask("s") == "T05thread:1;"
+            forward.append((machine.vcpu.registers(), machine.vcpu.insns))
+        for want in forward[-2:-40:-1]:
+            assert debugger.ask("bs") == "T05thread:1;"
+            assert (machine.vcpu.registers(), machine.vcpu.insns) == want
+
+
+@pytest.mark.kvm
+def test_backwards_on_kvm_there_are_no_interrupts() -> None:
+    with (
+        Machine.for_guest("timer-real", backend="kvm", clock="exits") as machine,
+        pytest.raises(UsageError, match="take no interrupts"),
+    ):
+        Debugger(machine, reverse=True)
+
+
+@pytest.mark.unicorn
 def test_what_does_not_repeat_has_no_way_back() -> None:
     with flat(LOOP, "unicorn") as machine, pytest.raises(UsageError, match="the same way twice"):
         Debugger(machine, reverse=True)

@@ -179,6 +179,8 @@ class Processors:
                 self._on_halt(exit)
                 if item.board is None and alone:
                     return exit
+                if left is not None and left <= 0 and item.can_wake():
+                    return BudgetSpent("insns", max_insns or 0)
             elif isinstance(exit, Cancelled) and item.init and not self.cancelled:
                 continue
             else:

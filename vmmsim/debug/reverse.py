@@ -41,7 +41,15 @@ def reverse_for(machine: Machine, control: Controller) -> Reverse:
             "with the host's clock a guest does not run the same way twice",
             hint="--clock insns, or on KVM --clock exits",
         )
-    return _ByInsns(machine, control) if machine.vcpu.insns is not None else _ByExits(machine, control)
+    if machine.vcpu.insns is not None:
+        return _ByInsns(machine, control)
+    if any(item.board is not None for item in machine.processors):
+        raise UsageError(
+            "steps of KVM take no interrupts, so a machine with an interrupt controller does not run the "
+            "same way twice under a debugger",
+            hint="go back with backend unicorn, or with the machine bare",
+        )
+    return _ByExits(machine, control)
 
 
 class Reverse(ABC):
