@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import time
 from pathlib import Path
 
 import pytest
-from cli_tools import vmmsim
+from cli_tools import start, vmmsim
 from debug_tools import PATIENCE, Client, Served, served
 
 from vmmsim import Machine
@@ -172,6 +173,27 @@ def test_a_debugger_that_reads_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyP
             time.sleep(0.05)
         else:
             pytest.fail("nobody can attach any more")
+
+
+@pytest.mark.unicorn
+def test_ctrl_c_in_vmmsims_own_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "gdb"
+    process = start("run", "hello64", "-q", "-b", "unicorn", "-S", "--gdb", f"unix:{path}")
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not path.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            client.sendall(b"$qC#b4")
+            client.recv(100)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(PATIENCE) == 130
+        assert not path.exists()
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_addresses_that_are_none() -> None:

@@ -16,7 +16,7 @@ from vmmsim.debug.reverse import reverse_for
 from vmmsim.debug.stub import Resume, Stub
 from vmmsim.debug.target import REGISTERS, RegisterFile, description
 from vmmsim.errors import UsageError
-from vmmsim.exits import Breakpoint, GuestExit
+from vmmsim.exits import Breakpoint, GuestExit, Halt
 from vmmsim.loaders.flat import load_flat
 
 #: hello64: the far jump into 32-bit code, and into 64-bit code (guests/hello64).
@@ -134,6 +134,19 @@ def test_a_breakpoint_in_a_loop_stops_each_time(loop: Debugger) -> None:
     assert loop.ask("c").startswith("T0f")
 
 
+def test_a_breakpoint_in_an_interrupts_handler_stops_at_each(backend_name: str) -> None:
+    with Machine.for_guest("timer-real", backend=backend_name) as machine:
+        debugger = Debugger(machine)
+        handler = 0x7C45  # where guests/timer-real has `tick`
+        debugger.ask(f"Z0,{handler:x},1")
+        for _ in range(10):
+            assert debugger.ask("c") == "T05swbreak:;thread:1;"
+            assert debugger.register("rip") == handler
+            assert debugger.ask("s") == "T05thread:1;"
+        assert debugger.ask("c").startswith("T0f")
+        assert machine.output.data == b"." * 10 + b"\n"
+
+
 def test_breakpoints_beyond_those_of_the_cpu_stop_too(loop: Debugger) -> None:
     for at in range(0x9100, 0x9110):
         assert loop.ask(f"Z0,{at:x},1") == "OK"
@@ -162,6 +175,13 @@ def test_without_breakpoints_none_are_left_behind(loop: Debugger) -> None:
     loop.control.clear()
     assert not isinstance(loop.machine.run(), Breakpoint)
     assert loop.machine.memory.read_int(0x9000, 2) == 5
+
+
+def test_steps_leave_no_counting_behind(backend_name: str) -> None:
+    with flat(LOOP, backend_name) as machine:
+        machine.step()
+        assert machine.run() == Halt()
+        assert machine.vcpu.insns is None
 
 
 def test_registers_and_memory_are_read_and_written(hello: Debugger) -> None:

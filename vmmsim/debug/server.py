@@ -16,6 +16,7 @@ import selectors
 import socket
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -171,7 +172,7 @@ class GdbServer:
         while self._events.empty():
             if asked():
                 return False
-            threading.Event().wait(0.02)
+            time.sleep(0.02)
         return True
 
     def _heed(self) -> bool:
