@@ -177,6 +177,12 @@ def test_without_breakpoints_none_are_left_behind(loop: Debugger) -> None:
     assert loop.machine.memory.read_int(0x9000, 2) == 5
 
 
+def test_a_step_of_no_vcpu_is_refused(loop: Debugger) -> None:
+    for number in (-1, 1):
+        with pytest.raises(UsageError, match="there is no vCPU"):
+            loop.machine.step(number)
+
+
 def test_steps_leave_no_counting_behind(backend_name: str) -> None:
     with flat(LOOP, backend_name) as machine:
         machine.step()

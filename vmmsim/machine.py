@@ -293,6 +293,8 @@ class Machine(TimeTravel):
         that it came to. A vCPU that has halted waits for its interrupt; one that was not started does
         nothing. Breakpoints are ignored. NotSupported, with the reason, where the CPU has no single step.
         """
+        if not 0 <= cpu < len(self.processors.items):
+            raise UsageError(f"there is no vCPU {cpu}", hint="they are numbered from 0")
         self._single = cpu
         try:
             return self.run()

@@ -69,7 +69,8 @@ class Debugging(msgspec.Struct, frozen=True):
 
     def open(self, quiet: bool) -> GdbServer:
         """Raises UsageError for an address that cannot be had."""
-        from ..debug.server import DEFAULT_ADDRESS, GdbServer
+        from ..debug.listen import DEFAULT_ADDRESS
+        from ..debug.server import GdbServer
 
         server = GdbServer(self.address or DEFAULT_ADDRESS, remote=self.remote)
         if not quiet:

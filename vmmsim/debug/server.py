@@ -14,16 +14,15 @@ import contextlib
 import queue
 import selectors
 import socket
-import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import DeviceError, UsageError
+from ..errors import DeviceError
 from ..exits import Cancelled, Exit
 from .control import SIGINT, SIGTRAP, Controller, Stop
+from .listen import listen
 from .rsp import Codec, Signal, frame
 from .stub import Resume, Stub
 
@@ -31,10 +30,8 @@ if TYPE_CHECKING:
     from ..machine import Machine
     from .reverse import Reverse
 
-__all__ = ["DEFAULT_ADDRESS", "GdbServer"]
+__all__ = ["GdbServer"]
 
-#: What gdb's own `target remote :1234`, and QEMU's -s, mean.
-DEFAULT_ADDRESS = "tcp:127.0.0.1:1234"
 _CHUNK = 4096
 #: Chunks that wait while nobody reads them: a debugger that floods is made to wait.
 _CHUNKS = 64
@@ -51,20 +48,7 @@ class GdbServer:
     other than this one needs `remote`. UsageError for an address that is in use or is none."""
 
     def __init__(self, address: str, *, remote: bool = False) -> None:
-        self._path: Path | None = None
-        kind, _, rest = address.partition(":")
-        if kind == "tcp":
-            self._listener = _listen_tcp(address, rest, remote)
-            host, port = self._listener.getsockname()[:2]
-            self.address = f"tcp:{f'[{host}]' if ':' in host else host}:{port}"
-        elif kind == "unix" and rest:
-            self._path = Path(rest)
-            self._listener = _listen_unix(self._path)
-            self.address = address
-        else:
-            raise UsageError(
-                f"'{address}' is no address for a debugger", hint=f"write {DEFAULT_ADDRESS} or unix:PATH"
-            )
+        self._listener, self.address, self._path = listen(address, remote=remote)
         self._events: queue.Queue[_Event] = queue.Queue(_CHUNKS)
         self._closing = False
         self._waker, self._woken = socket.socketpair()
@@ -360,61 +344,3 @@ def _refuse(client: socket.socket) -> None:
         client.settimeout(0.2)
         client.sendall(_BUSY)
     client.close()
-
-
-def _listen_tcp(address: str, rest: str, remote: bool) -> socket.socket:
-    host, _, port = rest.rpartition(":")
-    host = host.strip("[]") or "127.0.0.1"
-    if not port.isdecimal() or not 0 <= int(port) < 65536:
-        raise UsageError(f"'{address}' has no port", hint=f"write {DEFAULT_ADDRESS}")
-    try:
-        family, _, _, _, where = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise UsageError(f"'{host}' is no host: {error.strerror}", hint=f"write {DEFAULT_ADDRESS}") from error
-    ip = str(where[0])
-    if not (ip.startswith("127.") or ip == "::1") and not remote:
-        raise UsageError(
-            f"whoever reaches {host} could read and change the guest",
-            hint="use 127.0.0.1, and a tunnel; or say --gdb-remote",
-        )
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    with _listening(listener, address):
-        listener.bind(where)
-        listener.listen(4)
-    return listener
-
-
-def _listen_unix(path: Path) -> socket.socket:
-    if not hasattr(socket, "AF_UNIX"):
-        raise UsageError("this host has no unix sockets", hint=f"use {DEFAULT_ADDRESS}")
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with _listening(listener, f"unix:{path}"):
-        if path.exists() and stat.S_ISSOCK(path.stat().st_mode) and not _alive(path):
-            path.unlink()  # left over from a process that is gone
-        listener.bind(str(path))
-        path.chmod(0o600)
-        listener.listen(4)
-    return listener
-
-
-def _alive(path: Path) -> bool:
-    """Whether somebody listens there."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
-    return True
-
-
-@contextlib.contextmanager
-def _listening(listener: socket.socket, address: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        listener.close()
-        raise UsageError(
-            f"a debugger cannot be waited for at {address}: {error.strerror or error}",
-            hint="another process has it; choose another with --gdb",
-        ) from error
