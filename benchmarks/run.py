@@ -24,6 +24,7 @@ _GROUPS = (
     "bench_linux",
     "bench_migrate",
     "bench_snapshot",
+    "bench_gdb",
 )
 
 

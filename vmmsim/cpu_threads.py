@@ -84,7 +84,7 @@ class CpuThreads:
             elif isinstance(exit, Cancelled) and not self._processors.cancelled and not self._over:
                 pass  # INIT has come
             else:
-                self._finish(exit)
+                self._finish(exit, number=item.number)
 
     def _await(self, item: Processor) -> bool:
         """Wait until `item` has something to do. False when the run is over."""
@@ -110,13 +110,17 @@ class CpuThreads:
             return None
         return self._chipset.advance()
 
-    def _finish(self, exit: Exit | None, error: BaseException | None = None) -> None:
-        """End the run for all. Of several ends the first counts."""
+    def _finish(
+        self, exit: Exit | None, error: BaseException | None = None, *, number: int | None = None
+    ) -> None:
+        """End the run for all. Of several ends the first counts; `number` has made it."""
         with self._lock:
             if self._over:
                 return
             self._over = True
             self._exit, self._error = exit, error
+            if number is not None:
+                self._processors.current = number
             for item in self._processors:
                 item.vcpu.cancel()
                 item.wake.set()

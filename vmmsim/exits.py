@@ -22,6 +22,7 @@ __all__ = [
     "ACCESS_EXITS",
     "EXITS",
     "Access",
+    "Breakpoint",
     "BudgetSpent",
     "Cancelled",
     "Exit",
@@ -373,6 +374,17 @@ class BudgetSpent(Exit):
         return f"the budget of {self.amount:g} {self.unit} is spent"
 
 
+class Breakpoint(Exit):
+    """The next instruction is at `address` (linear), where a debugger has asked to stop."""
+
+    kind: ClassVar[str] = "breakpoint"
+    kvm: ClassVar[str] = "KVM_EXIT_DEBUG"
+    address: int
+
+    def describe(self) -> str:
+        return f"a breakpoint at {self.address:#x}"
+
+
 #: Every exit there is, in the order of the documentation.
 EXITS: tuple[type[Exit], ...] = (
     PortRead,
@@ -391,5 +403,6 @@ EXITS: tuple[type[Exit], ...] = (
     SystemEvent,
     Cancelled,
     BudgetSpent,
+    Breakpoint,
 )
 ACCESS_EXITS: tuple[type[Access], ...] = (PortRead, PortWrite, MmioRead, MmioWrite)

@@ -23,7 +23,7 @@ from .budget import Budget
 from .config import MachineConfig
 from .dispatch import Observer
 from .errors import DeviceError, GuestError, ImageError, UsageError, VmmsimError
-from .exits import Access, BudgetSpent, Cancelled, Exit, GuestExit, Halt, SystemEvent
+from .exits import Access, Breakpoint, BudgetSpent, Cancelled, Exit, GuestExit, Halt, SystemEvent
 from .memory import PAGE_SIZE
 from .processor import Processor
 from .processors import Processors
@@ -44,9 +44,9 @@ __all__ = ["Machine"]
 _OUTPUT_KEPT = 16 << 20
 #: Ends of a run that are no exit of their own: an access is counted as it is answered, and
 #: the others are made by the VMM.
-_NOT_COUNTED = (Access, BudgetSpent, Cancelled, GuestExit, SystemEvent)
+_NOT_COUNTED = (Access, Breakpoint, BudgetSpent, Cancelled, GuestExit, SystemEvent)
 #: Ends behind which a run goes on where it was, as serial.expect may.
-_GOES_ON = (Access, BudgetSpent, Cancelled)
+_GOES_ON = (Access, Breakpoint, BudgetSpent, Cancelled)
 
 #: IA32_APIC_BASE, IA32_TSC_DEADLINE and those of x2APIC, as (first, count).
 _APIC_MSRS = ((0x1B, 1), (0x6E0, 1), (0x800, 0x40))
@@ -89,6 +89,7 @@ class Machine(TimeTravel):
         self._on_output: Callable[[], None] | None = None
         self._inline = self._answering = False
         self._running = False
+        self._single: int | None = None
         self._stop: Exit | None = None
         self._spent: Budget | None = None
         self._serial: SerialConsole | None = None
@@ -301,21 +302,39 @@ class Machine(TimeTravel):
             self._count_end(exit)
         return exit
 
+    def step(self, cpu: int = 0) -> Exit:
+        """Exactly one instruction of vCPU `cpu`, with the devices answering; BudgetSpent, or the exit
+        that it came to. A vCPU that has halted waits for its interrupt; one that was not started does
+        nothing. Breakpoints are ignored. NotSupported, with the reason, where the CPU has no single step.
+        """
+        if not 0 <= cpu < len(self.processors.items):
+            raise UsageError(f"there is no vCPU {cpu}", hint="they are numbered from 0")
+        self._single = cpu
+        try:
+            return self.run()
+        finally:
+            self._single = None
+
     def _run_on(self, max_insns: int | None) -> Exit:
         """Run to an end that is no `between`, of which each is done on the way."""
-        left = max_insns
+        left, single = max_insns, self._single
         while True:
             began = self.processors.insns()
             self._running = self._inline = True
             try:
                 with self._chipset or contextlib.nullcontext():
-                    exit = self.processors.run(self.accesses, left)
+                    if single is None:
+                        exit = self.processors.run(self.accesses, left)
+                    else:
+                        exit = self.processors.run_one(single, self.accesses)
             finally:
                 self._running = self._inline = False
             if left is not None:
                 left = max(1, left - (self.processors.insns() - began))
             if isinstance(exit, Pause):
                 exit, self._stop = exit.then or exit, None
+                if single is not None and isinstance(exit, Pause):
+                    exit = BudgetSpent("insns", 1)
             self._do_between()
             if not isinstance(exit, Pause):
                 return exit

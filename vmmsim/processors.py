@@ -15,7 +15,7 @@ from .backends.base import AccessHandler
 from .clock import InsnClock
 from .cpu_threads import CpuThreads
 from .exits import BudgetSpent, Cancelled, Exit, Halt
-from .processor import RUNS, WAITS, Processor
+from .processor import HALTED, RUNS, WAITS, Processor
 
 if TYPE_CHECKING:
     from .board import Chipset
@@ -179,12 +179,48 @@ class Processors:
                 self._on_halt(exit)
                 if item.board is None and alone:
                     return exit
+                if left is not None and left <= 0 and item.can_wake():
+                    return BudgetSpent("insns", max_insns or 0)
             elif isinstance(exit, Cancelled) and item.init and not self.cancelled:
                 continue
             else:
                 if isinstance(exit, Cancelled):
                     self.uncancel()
                 return exit
+
+    def run_one(self, number: int, handler: AccessHandler) -> Exit:
+        """One instruction of vCPU `number`: see `Machine.step`."""
+        item = self.items[number]
+        interrupts = self._chipset is not None and self._chipset.clock.deterministic
+        if not item.ready() and item.status is HALTED and item.board is not None:
+            if self._chipset is None or not item.can_wake():
+                return Halt()
+            self._chipset.wait(lambda: self.cancelled or item.ready())
+            interrupts = True  # which has woken it, and is taken
+        elif item.board is None and item.status is HALTED:
+            item.status = RUNS  # a run behind a halt goes on there
+        if self.cancelled:
+            self.uncancel()
+            return Cancelled()
+        item.obey()
+        if item.status is not RUNS:
+            return BudgetSpent("insns", 1)
+        self._turn_to(item)
+        self.current = number
+        exit = item.vcpu.step(handler, interrupts=interrupts)
+        if isinstance(exit, Halt):
+            self._halt(item)
+            self._on_halt(exit)
+            if item.board is not None and item.can_wake():
+                return BudgetSpent("insns", 1)
+        elif isinstance(exit, Cancelled):
+            self.uncancel()
+        return exit
+
+    def set_breakpoints(self, addresses: frozenset[int]) -> None:
+        """Of all vCPUs: see `Vcpu.set_breakpoints`."""
+        for item in self.items:
+            item.vcpu.set_breakpoints(addresses)
 
     def step(self) -> Exit:
         """Run to the next exit, whatever it is, unanswered. `current` made it."""

@@ -89,6 +89,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     xcr0: int
     native_user_code: bool
     parallel_vcpus: bool = False
+    single_step: str = "no"
+    breakpoints: int = 0
     refuses: tuple[str, ...] = ()
 
 
@@ -130,6 +132,16 @@ CAPABILITY_TABLE: dict[str, tuple[str, str]] = {
     "parallel_vcpus": (
         "yes or no",
         "Several vCPUs run at once, a thread each. If no, they take turns, and a run repeats.",
+    ),
+    "single_step": (
+        "words",
+        "Where a debugger can step by one instruction: everywhere; emulated (not in 64-bit code at CPL 3, "
+        "which runs natively: asking for it there raises NotSupported); no.",
+    ),
+    "breakpoints": (
+        "addresses",
+        "How many breakpoints the CPU keeps at once. A debugger that has more makes the guest run in "
+        "single steps.",
     ),
     "refuses": (
         "list of words",
@@ -189,6 +201,22 @@ class Vcpu(ABC):
         write counts as made, a read answers all ones) and the exception propagates.
         """
 
+    def step(self, handler: AccessHandler, *, interrupts: bool = False) -> Exit:
+        """Exactly one instruction (of a REP, one iteration or more), with `handler` answering.
+
+        BudgetSpent of 1 insns when it is done, or what it came to: Halt, Shutdown and so on. Without
+        `interrupts` none is taken before it, which a debugger's user does not expect (KVM never takes
+        one). Breakpoints are ignored. NotSupported, with the reason, where the CPU cannot.
+        """
+        raise NotSupported("this backend has no single step")
+
+    def set_breakpoints(self, addresses: frozenset[int]) -> None:
+        """From now on runs end with Breakpoint before the instruction at one of these linear
+        addresses, also when they begin there. Replaces the set; a vCPU without breakpoints runs as fast
+        as before. NotSupported for more than `Capabilities.breakpoints`."""
+        if addresses:
+            raise NotSupported("this backend has no breakpoints")
+
     @abstractmethod
     def stop_here(self, exit: Exit) -> None:
         """Called by a handler, during `run_inline`: end the run with `exit` right after
@@ -244,6 +272,10 @@ class Vcpu(ABC):
     @abstractmethod
     def state(self) -> CpuState:
         """Everything. Leaves the vCPU as it is."""
+
+    def place(self) -> CpuState:
+        """The registers, segments and control registers of `state()`; the rest may be anything."""
+        return self.state()
 
     @abstractmethod
     def set_state(self, state: CpuState) -> None:

@@ -198,6 +198,7 @@ class KvmBackend(Backend):
     def capabilities(self) -> Capabilities:
         if self._capabilities is None:
             from . import kvm_probe
+            from .kvm_fd import BREAKPOINTS
 
             self._capabilities = Capabilities(
                 insn_budget=False,
@@ -210,6 +211,8 @@ class KvmBackend(Backend):
                 xcr0=kvm_probe.xcr0(self),
                 native_user_code=self._provenance == "kvm/pvm",
                 parallel_vcpus=True,
+                single_step="emulated" if self._provenance == "kvm/pvm" else "everywhere",
+                breakpoints=BREAKPOINTS,
                 refuses=kvm_probe.refusals(self),
             )
         return self._capabilities

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..cpu.state import CpuState
-from ..exits import Exit, FetchUnmapped, Halt, Refused, Shutdown, Unsupported
+from ..exits import Breakpoint, Exit, FetchUnmapped, Halt, Refused, Shutdown, Unsupported
 from . import kvm_abi as abi
 from . import kvm_kick
 
@@ -23,6 +23,8 @@ def decode(reason: int, cpu: VcpuFd, vm: KvmVm) -> Exit:
     """The exit with KVM's number `reason`, whose details are in the vCPU's page."""
     if reason == abi.EXIT_HLT:
         return Halt()
+    if reason == abi.EXIT_DEBUG:
+        return Breakpoint(cpu.place().linear_rip)
     if reason == abi.EXIT_SHUTDOWN:
         return Shutdown()
     if reason == abi.EXIT_FAIL_ENTRY:

@@ -18,7 +18,10 @@ from ..errors import HostError, NotSupported, UsageError
 from . import kvm_abi as abi
 from . import kvm_state
 
-__all__ = ["VcpuFd"]
+__all__ = ["BREAKPOINTS", "VcpuFd"]
+
+#: The CPU has four; one is left for `kvm_step`.
+BREAKPOINTS = 3
 
 _VALID_REGS = abi.Run.kvm_valid_regs.offset // 8
 _CR8 = abi.Run.cr8.offset // 8
@@ -46,6 +49,8 @@ class VcpuFd:
         self._triple_fault_event = triple_fault_event
         #: What `put_back` was last given, and the ioctls that set it.
         self._native: tuple[CpuState, tuple[tuple[int, Any, str], ...]] | None = None
+        #: A debugger's, linear addresses: at most BREAKPOINTS.
+        self.breakpoints: tuple[int, ...] = ()
         self._page = mmap.mmap(fd, mmap_size)
         self.u8 = memoryview(self._page)
         self.u16, self.u32, self.u64 = self.u8.cast("H"), self.u8.cast("I"), self.u8.cast("Q")
@@ -293,7 +298,12 @@ class VcpuFd:
         return kvm_state.events_from(events)
 
     def guest_debug(self, control: abi.GuestDebug) -> None:
-        """KVM_SET_GUEST_DEBUG."""
+        """KVM_SET_GUEST_DEBUG, with `breakpoints` beside the one that `control` may have."""
+        taken = 1 if control.control & abi.GUESTDBG_USE_HW_BP else 0
+        for number, address in enumerate(self.breakpoints, taken):
+            control.control |= abi.GUESTDBG_ENABLE | abi.GUESTDBG_USE_HW_BP
+            control.arch[number] = address
+            control.arch[7] |= 0x400 | 2 << 2 * number  # for execution (SDM vol. 3, 17.2.4)
         self._ioctl(abi.SET_GUEST_DEBUG, control, "KVM_SET_GUEST_DEBUG")
 
     def translate(self, linear: int) -> int | None:

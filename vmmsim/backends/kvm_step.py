@@ -52,19 +52,23 @@ class Stepper:
         self._vm = vm
         self._control = 0
 
-    def step(self, events: Events | None) -> None:
-        """Come out of KVM_RUN behind the next instruction, or at the first of the handler if KVM
-        is going to deliver one of `events`; as far as either can be had."""
+    def plainly(self) -> None:
+        """On a CPU that steps whatever it is."""
+        self._set(_STEP)
+
+    def step(self, events: Events | None) -> bool:
+        """Come out of KVM_RUN behind the next instruction, or at the first of the handler if KVM is
+        going to deliver one of `events`. Whether that can be had; HLT comes out by itself."""
         sregs = self._cpu.sregs()
         vector = None if events is None else _delivered(events)
         if vector is not None:
             self._set(_BREAK, self._handler(sregs, vector))
-            return
+            return True
         long = sregs.efer & _LMA
         wide = long and sregs.cs.l
         if wide and sregs.ss.dpl == 3:
             self.stop()
-            return
+            return False
         rip = self._cpu.u64[_RIP]
         code = self._code(rip if wide else rip + sregs.cs.base & 0xFFFF_FFFF)
         at = next((at for at, byte in enumerate(code) if byte not in _PREFIXES), 0)
@@ -73,17 +77,19 @@ class Stepper:
         if opcode == _HLT:
             self.stop()
         elif long and opcode == _IRET:
-            self._break_behind_iret(8 if rex & 8 else 4)
+            return self._break_behind_iret(8 if rex & 8 else 4)
         else:
             self._set(_STEP)
+        return True
 
-    def _break_behind_iret(self, size: int) -> None:
+    def _break_behind_iret(self, size: int) -> bool:
         """Break at what is on top of the stack (SS has base 0), unless it is user code."""
         frame = self._code(self._cpu.u64[_RSP], 2 * size)
         if len(frame) < 2 * size or frame[size] & 3 == 3:
             self.stop()
-        else:
-            self._set(_BREAK, int.from_bytes(frame[:size], "little"))
+            return False
+        self._set(_BREAK, int.from_bytes(frame[:size], "little"))
+        return True
 
     def _code(self, linear: int, size: int = 15) -> bytes:
         return code_at(linear, self._cpu, self._vm, size)
@@ -100,6 +106,10 @@ class Stepper:
         """No more steps."""
         if self._control:
             self._set(0)
+
+    def leave(self) -> None:
+        """No more steps, and breakpoints as they are now."""
+        self._set(0)
 
     @property
     def on(self) -> bool:

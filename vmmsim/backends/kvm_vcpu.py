@@ -22,6 +22,7 @@ import signal
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..cpu.state import CpuState, Registers
@@ -29,6 +30,8 @@ from ..cpu.validate import validate, validate_registers
 from ..errors import HostError, NotSupported, UsageError
 from ..exits import (
     Access,
+    Breakpoint,
+    BudgetSpent,
     Cancelled,
     Exit,
     MmioRead,
@@ -42,8 +45,9 @@ from ..exits import (
 from . import kvm_abi as abi
 from . import kvm_exits, kvm_kick, kvm_msrs, ticker
 from .base import AccessHandler, Board, Vcpu, VmOptions
-from .kvm_fd import VcpuFd
+from .kvm_fd import BREAKPOINTS, VcpuFd
 from .kvm_pins import Pins
+from .kvm_step import Stepper
 
 if TYPE_CHECKING:
     from .kvm import KvmVm
@@ -79,6 +83,29 @@ _DONE = (PortWrite, MmioWrite)
 #: the value of a write or the place in the page where the answer to a read goes.
 _Item = tuple[type[Access], int, int, int]
 
+_STEPPED = BudgetSpent("insns", 1)
+
+
+class _Once:
+    """The handler of one step: behind the instruction whose access is answered the run is over.
+    KVM makes the exit of the access instead of that of the step."""
+
+    def __init__(self, vcpu: KvmVcpu, handler: AccessHandler) -> None:
+        def once(answer: Callable) -> Callable:
+            def enter(*access: int) -> object:
+                if vcpu._stop is None:
+                    vcpu.stop_here(_STEPPED)
+                return answer(*access)
+
+            return enter
+
+        self.port_read = once(handler.port_read)
+        self.port_write = once(handler.port_write)
+        self.mmio_read = once(handler.mmio_read)
+        self.mmio_write = once(handler.mmio_write)
+        self.msr_read = once(handler.msr_read)
+        self.msr_write = once(handler.msr_write)
+
 
 class KvmVcpu(Vcpu):
     """One vCPU. Made by `KvmVm.create_vcpu`."""
@@ -109,6 +136,10 @@ class KvmVcpu(Vcpu):
         self._still = _MOVING
         self.tick_seconds = min(ticker.TICK_SECONDS, (options.watchdog_seconds or 1.0) / 4)
         self._u32[_REASON] = _TAKEN
+        #: A debugger's step is under way; what makes it, and whether KVM steps in no odd ways.
+        self._stepping = False
+        self._stepper = Stepper(cpu, vm)
+        self._steps_plainly = not late_windows
         cpu.set_state(CpuState())
 
     # -- running
@@ -347,6 +378,8 @@ class KvmVcpu(Vcpu):
     def _for_pins(self) -> bool:
         """Deal with an exit that is about interrupts. False: it is another, and stays in the page."""
         reason = self._u32[_REASON]
+        if reason == abi.EXIT_DEBUG and (self._stepping or self._at_breakpoint()):
+            return False
         if reason in (abi.EXIT_IRQ_WINDOW_OPEN, abi.EXIT_DEBUG):
             self._u32[_REASON] = _TAKEN
             self._pins.attend(stepped=reason == abi.EXIT_DEBUG)
@@ -486,6 +519,50 @@ class KvmVcpu(Vcpu):
         self._settled = True
         return kvm_exits.decode(reason, self._cpu, self._vm)
 
+    # -- debugging
+
+    def _at_breakpoint(self) -> bool:
+        breakpoints = self._cpu.breakpoints
+        return bool(breakpoints) and self._cpu.place().linear_rip in breakpoints
+
+    def set_breakpoints(self, addresses: frozenset[int]) -> None:
+        self._settle()
+        if len(addresses) > BREAKPOINTS:
+            raise NotSupported(
+                f"{len(addresses)} breakpoints", hint=f"this CPU has registers for {BREAKPOINTS}"
+            )
+        if addresses != set(self._cpu.breakpoints):
+            self._cpu.breakpoints = tuple(sorted(addresses))
+            self._cpu.guest_debug(abi.GuestDebug())
+
+    def step(self, handler: AccessHandler, *, interrupts: bool = False) -> Exit:
+        self._prepare(None)
+        self._settle()
+        if self._queue:
+            self._answer_queue(handler)
+        cpu, pins = self._cpu, self._pins
+        breakpoints, cpu.breakpoints = cpu.breakpoints, ()
+        board, pins.board = pins.board, None
+        due, pins.due = pins.due, False
+        self._arm()
+        self._stepping = True
+        try:
+            if self._steps_plainly:
+                self._stepper.plainly()
+            elif not self._stepper.step(cpu.events()):
+                raise NotSupported(
+                    "this host's KVM runs 64-bit code at CPL 3 natively, where it has no single step",
+                    hint="set a breakpoint at CPL 0 and continue; or use backend unicorn",
+                )
+            exit = self.run_inline(_Once(self, handler))
+            return _STEPPED if isinstance(exit, Breakpoint) else exit
+        finally:
+            self._stepping = False
+            cpu.breakpoints = breakpoints
+            self._stepper.leave()
+            pins.board, pins.due = board, due or pins.due
+            self._arm()
+
     # -- stopping
 
     def stop_here(self, exit: Exit) -> None:
@@ -560,6 +637,10 @@ class KvmVcpu(Vcpu):
         state.halted = self._halted
         state.events.nmi_pending |= self._pins.nmi
         return state
+
+    def place(self) -> CpuState:
+        self._settle()
+        return self._cpu.place()
 
     def set_state(self, state: CpuState) -> None:
         validate(state)

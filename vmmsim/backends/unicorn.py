@@ -102,6 +102,8 @@ class UnicornBackend(Backend):
             segment_limits=False,
             xcr0=3,
             native_user_code=False,
+            single_step="everywhere",
+            breakpoints=1 << 16,
         )
 
     @property

@@ -94,6 +94,13 @@ class BankedVcpu(Vcpu):
     def run_inline(self, handler: AccessHandler, *, max_insns: int | None = None) -> Exit:
         return self._in().run_inline(handler, max_insns=max_insns)
 
+    def step(self, handler: AccessHandler, *, interrupts: bool = False) -> Exit:
+        return self._in().step(handler, interrupts=interrupts)
+
+    def set_breakpoints(self, addresses: frozenset[int]) -> None:
+        """They are the engine's, and so those of all its vCPUs."""
+        self._bank.driver.set_breakpoints(addresses)
+
     # -- what may come while another one runs
 
     def _tell(self, method: str, *arguments: Any, **kept: Any) -> None:

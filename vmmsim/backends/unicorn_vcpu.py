@@ -33,7 +33,7 @@ from ..cpu.msrs import (
 from ..cpu.state import CpuState, Registers
 from ..cpu.validate import is_canonical, validate
 from ..errors import NotSupported, UsageError
-from ..exits import Access, Exit, FetchUnmapped, ReadAccess, Shutdown, Unsupported
+from ..exits import Access, Breakpoint, Exit, FetchUnmapped, ReadAccess, Shutdown, Unsupported
 from .base import AccessHandler
 from .unicorn_context import ContextCodec
 from .unicorn_pins import FOREVER, UnicornPins
@@ -54,6 +54,7 @@ INTERCEPTS = 0x100
 
 # Callbacks are declared with the leading arguments that they use: the caller cleans up.
 _SYSCALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_BREAK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64)
 
 #: MSRs that hold a linear address (SDM vol. 4).
 _ADDRESSES = frozenset({LSTAR, CSTAR, FS_BASE, GS_BASE, KERNEL_GS_BASE, SYSENTER_EIP, SYSENTER_ESP})
@@ -108,6 +109,12 @@ class UnicornVcpu(UnicornPins):
         self._queue: deque[Access] = deque()
         #: HLT was executed.
         self._hlt = False
+        #: Breakpoints, each with its hook; not while an instruction is stepped.
+        self._breakpoints: dict[int, Any] = {}
+        self._stepping = False
+        #: Instructions are counted only because one was stepped.
+        self._counts_for_steps = False
+        self._break_callback = _BREAK(self._on_breakpoint)
 
     # -- taking turns: see `unicorn_bank`
 
@@ -191,9 +198,12 @@ class UnicornVcpu(UnicornPins):
         state = self.moving_state()
         self.close()
         armed = self._traps.intercepts.armed
+        breakpoints = frozenset(self._breakpoints)
+        self._breakpoints.clear()  # their hooks are gone with the engine
         self.open(uc)
         self.codec.write_state(state)
         self._traps.arm(armed)
+        self.set_breakpoints(breakpoints)
 
     def _on_trap(self, number: int) -> int:
         """The hook for an exception that Python delivers, or an intercept (from 0x100 on). Either
@@ -461,6 +471,54 @@ class UnicornVcpu(UnicornPins):
 
     def uncancel(self) -> None:
         self._cancelled = False
+
+    # -- debugging
+
+    def set_breakpoints(self, addresses: frozenset[int]) -> None:
+        self._check_open()
+        if addresses == self._breakpoints.keys():
+            return
+        for address in self._breakpoints.keys() - addresses:
+            self._unhook(self._breakpoints.pop(address))
+        for address in addresses - self._breakpoints.keys():
+            kind = uc_const.UC_HOOK_CODE
+            self._breakpoints[address] = self._hook(kind, self._break_callback, bounds=(address, address))
+            self._keep.pop()  # which is kept anyhow
+        self._flush()
+
+    def _on_breakpoint(self, _uc: int, address: int) -> None:
+        """The hook before the instruction at a breakpoint."""
+        if self._stepping or self._stop is not None or self._error is not None or self._in_flight():
+            return
+        self._stop = Breakpoint(address)
+        self._uncount_begun()
+        self._at_boundary = True
+        self._leave()
+
+    @abstractmethod
+    def _in_flight(self) -> bool:
+        """In a hook before an instruction: whether that is one which is executed again."""
+
+    @abstractmethod
+    def _uncount_begun(self) -> None:
+        """The instruction that is about to be executed, and was counted, is not."""
+
+    def _count_no_more(self) -> None:
+        """Take back the counting that steps have begun: the guest is to run at its full speed."""
+
+    def step(self, handler: AccessHandler, *, interrupts: bool = False) -> Exit:
+        board, look = self._board, self._look
+        counting = self.insns is not None
+        self._stepping = True
+        if not interrupts:
+            self._board = None
+        try:
+            return self.run_inline(handler, max_insns=1)
+        finally:
+            self._stepping = False
+            if not interrupts:
+                self._board, self._look = board, board is not None or look
+            self._counts_for_steps = self._counts_for_steps or not counting
 
     @abstractmethod
     def map_hole(self, gpa: int, size: int) -> None:

@@ -13,13 +13,13 @@ from ..errors import DeviceError, UsageError
 from ..exits import Cancelled, Exit
 from ..outcome import Outcome, outcome
 from .common import Choices, Target, budgets, choose_input, guest_options, json_option, open_machine, resolve
+from .debug import Debugging
 from .kernel import after_panic
 from .output import end_line, note, out, say
 from .record import recording_source, start_recording
 from .taker import Taker
 
 if TYPE_CHECKING:
-    from ..budget import Budget
     from ..guests import Cheat
     from ..machine import Machine
     from ..streams import Port
@@ -40,6 +40,11 @@ __all__ = ["command"]
 @click.option("--max-exits", type=int, metavar="N", help="Stop after N accesses to devices.")
 @click.option("--trace", metavar="FILE", help="Write each exit to FILE as JSON Lines.")
 @click.option("--record", metavar="FILE", help="Keep the run in FILE, for vmmsim replay.")
+@click.option("-s", "gdb_default", is_flag=True, help="Wait for gdb at tcp:127.0.0.1:1234, as QEMU does.")
+@click.option("--gdb", metavar="ADDR", help="Wait for gdb at tcp:HOST:PORT or unix:PATH.")
+@click.option("-S", "--freeze", is_flag=True, help="With gdb: do not start before it says so.")
+@click.option("--reverse", is_flag=True, help="With gdb: keep a history, so that it can go back in time.")
+@click.option("--gdb-remote", is_flag=True, help="With gdb: allow an address that other hosts reach.")
 @click.option("--count-insns", is_flag=True, help="Count instructions for --json (slower; not on KVM).")
 @click.option("--cheat", is_flag=True, help="When the guest says that the game is lost, go back in time.")
 @click.option(
@@ -67,6 +72,11 @@ def command(
     when: str | None,
     file: str | None,
     then: str,
+    gdb_default: bool,
+    gdb: str | None,
+    freeze: bool,
+    reverse: bool,
+    gdb_remote: bool,
     **options: Any,
 ) -> int:
     """Run GUEST (a name of `vmmsim guests`) or FILE: an ELF, a flat binary, or a snapshot, which goes on.
@@ -79,12 +89,15 @@ def command(
     taker = Taker.of(when, file, then)
     choices = Choices(**options, count_insns=count_insns or taker.insns > 0)
     limits = budgets(choices)
+    debugging = Debugging.of(gdb_default, gdb, freeze, reverse, gdb_remote, limits)
     target = resolve(choices)
     if cheat and target.cheat is None:
         raise UsageError(
             f"'{target.name}' says nothing of how it is lost, so nobody can cheat",
             hint="a built-in guest has [cheat] in its guest.toml, as guess does; see guests/README.md",
         )
+    if debugging is not None:
+        debugging.settle(choices, target)
     stop = _Stop()
     with contextlib.ExitStack() as stack:
         port = _open_port(choices, target, serial, as_json, stop)
@@ -94,6 +107,7 @@ def command(
         stop.machine = machine
         if port.path is not None:
             say(f"the guest's serial port is {port.path}")
+        server = None if debugging is None else stack.enter_context(debugging.open(choices.quiet))
         finish = stack.enter_context(_tracing(machine, target, trace))
         taker.arm(machine)
         if cheat and target.cheat is not None:
@@ -102,7 +116,11 @@ def command(
         end: Exit | DeviceError | None = None
         try:
             with _terminal(serial, choices):
-                end = _run(machine, limits, stop, taker)
+                if debugging is None or server is None:
+                    end = _run(lambda: taker.run(machine, limits))
+                else:
+                    serve = debugging.serve
+                    end = _run(lambda: serve(server, machine, lambda: stop.asked))
         finally:
             # Also when stdout is gone or a signal ends it: the file says how far it came.
             finish(end)
@@ -229,9 +247,9 @@ def _cheat(machine: Machine, cheat: Cheat) -> Callable[[], None]:
     return TimeMachine(machine, begin=cheat.begin, lost=cheat.lost, on_back=told).close
 
 
-def _run(machine: Machine, limits: tuple[Budget, ...], stop: _Stop, taker: Taker) -> Exit | DeviceError:
+def _run(run: Callable[[], Exit | DeviceError]) -> Exit | DeviceError:
     try:
-        return taker.run(machine, limits)
+        return run()
     except KeyboardInterrupt:
         return Cancelled()
     except DeviceError as error:

@@ -90,6 +90,10 @@ class History:
         self._ring.append(_Moment(self.exits, self._machine.processors.insns(), self._machine.snapshot()))
         self._next = self._now() + int(self._every.amount)
 
+    def places(self, unit: str) -> list[int]:
+        """The counts of `unit` at the snapshots that there are, the oldest first."""
+        return [moment.at(unit) for moment in self._ring]
+
     def back(self, count: int, unit: str) -> Returned:
         """See `Machine.back`."""
         if unit not in _UNITS:

@@ -290,8 +290,16 @@ class ReplayCutter(AccessCutter):
             self._watch(True)
             self._counting = self._traps.hooked = True
             self._words[Shared.DELIVERING] = _ALWAYS
-            self._hook(uc_const.UC_HOOK_CODE, self._thunks.make("insn"), user=self._thunks.shared)
+            self._count_hook = self._hook(
+                uc_const.UC_HOOK_CODE, self._thunks.make("insn"), user=self._thunks.shared
+            )
             self._flush()
+
+    def _count_no_more(self) -> None:
+        self._counts_for_steps = self._counting = self._traps.hooked = False
+        self._words[Shared.DELIVERING] = 0
+        self._unhook(self._count_hook)
+        self._flush()
 
     # -- accesses, the long form
 

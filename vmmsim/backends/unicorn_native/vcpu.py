@@ -99,6 +99,8 @@ class NativeVcpu(ReplayCutter):
                     self._stop_engine()
 
     def run_inline(self, handler: AccessHandler, *, max_insns: int | None = None) -> Exit:
+        if self._counts_for_steps and max_insns is None:
+            self._count_no_more()
         self._use(handler)
         self._answer_unseen(handler)
         self._take_answer()
@@ -265,7 +267,8 @@ class NativeVcpu(ReplayCutter):
         last, self._last_slice = self._last_slice, (ports, others, now)
         sparse = last is not None and others == last[1] and ports - last[0] <= _SPARSE * (now - last[2])
         self._quiet = self._quiet + 1 if sparse else 0
-        if self._quiet >= self._patience and self._mode is INLINE and not (self._counting or self._restart):
+        bound = self._counting or self._restart or self._breakpoints
+        if self._quiet >= self._patience and self._mode is INLINE and not bound:
             self._quiet = 0
             self._freed = time.monotonic()
             self._watch(False)
@@ -285,6 +288,17 @@ class NativeVcpu(ReplayCutter):
             return self._queue.popleft()
         self._unseen = False
         return self._pending
+
+    def set_breakpoints(self, addresses: frozenset[int]) -> None:
+        if addresses:
+            self._watch(True)  # free code cannot be left before an instruction
+        super().set_breakpoints(addresses)
+
+    def _in_flight(self) -> bool:
+        return self._alone or self._restart
+
+    def _uncount_begun(self) -> None:
+        self._uncount()
 
     def _uncount(self) -> None:
         if self._counting:

@@ -150,7 +150,18 @@ class PortableVcpu(AccessCutter):
             else:
                 me._begun += 1
 
-        self._hook(uc_const.UC_HOOK_CODE, _INSN(on_insn))
+        self._count_hook = self._hook(uc_const.UC_HOOK_CODE, _INSN(on_insn))
+
+    def _count_no_more(self) -> None:
+        self._counts_for_steps = self._counting = False
+        self._unhook(self._count_hook)
+        self._flush()
+
+    def _in_flight(self) -> bool:
+        return self._parked
+
+    def _uncount_begun(self) -> None:
+        self._begun -= self._counting
 
     # -- callbacks
 
@@ -311,6 +322,8 @@ class PortableVcpu(AccessCutter):
             self._limit = 0
 
     def run_inline(self, handler: AccessHandler, *, max_insns: int | None = None) -> Exit:
+        if self._counts_for_steps and max_insns is None:
+            self._count_no_more()
         self._answer_unseen(handler)
         self._check_answered()
         self._quiesce()
