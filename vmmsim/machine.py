@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ from .streams import BufferSink, QueueSource, TeeSink
 from .travel import Gate, Pause, TimeTravel
 
 if TYPE_CHECKING:
+    from .chassis import Maker
     from .devices.base import CharSink, CharSource
     from .expect import SerialConsole
     from .guests import Guest
@@ -58,7 +59,8 @@ class Machine(TimeTravel):
 
     `backend` is a name (`auto`, `kvm`, `unicorn`) or an opened Backend. `source` and
     `sink` are the two ends of the guest's characters; without them input comes from
-    `serial.send` and output is kept in `output`. Further keywords are fields of
+    `serial.send` and output is kept in `output`. `replace` puts devices in the places of the
+    model's: name -> what makes one from a `vmmsim.wiring.Wiring`. Further keywords are fields of
     MachineConfig. Raises UsageError, BackendUnavailable, HostError.
     """
 
@@ -69,6 +71,7 @@ class Machine(TimeTravel):
         backend: str | Backend = "auto",
         source: CharSource | None = None,
         sink: CharSink | None = None,
+        replace: Mapping[str, Maker] | None = None,
         **fields: Any,
     ) -> None:
         config = config or MachineConfig()
@@ -103,6 +106,7 @@ class Machine(TimeTravel):
                 sink=Gate(self, TeeSink(*sinks, *([sink] if sink is not None else []))),
                 on_exit=lambda code: self.request_stop(GuestExit(code)),
                 on_event=lambda event: self.request_stop(SystemEvent(event)),
+                replace=replace,
             )
             self.vm = self.backend.create_vm(self._vm_options())
             self.memory.attach(self.vm, self._settle, self._check_vacant)
@@ -203,9 +207,10 @@ class Machine(TimeTravel):
         backend: str | Backend = "auto",
         source: CharSource | None = None,
         sink: CharSink | None = None,
+        replace: Mapping[str, Maker] | None = None,
     ) -> Machine:
         """A new machine that goes on where `snapshot` was taken."""
-        machine = cls(snapshot.config, backend=backend, source=source, sink=sink)
+        machine = cls(snapshot.config, backend=backend, source=source, sink=sink, replace=replace)
         try:
             machine.restore(snapshot)
         except BaseException:

@@ -54,6 +54,7 @@ class Pins:
         self._cpu = cpu
         self._u8, self._u64 = cpu.u8, cpu.u64
         self._stepper = Stepper(cpu, vm) if late else None
+        self._single: Stepper | None = None
         self._patience = 0 if exact else _PATIENCE
         #: At how many boundaries in a row something waited.
         self._looks = 0
@@ -94,6 +95,9 @@ class Pins:
             self._cpu.interrupt(board.acknowledge())
             waits = board.pending()
         u8[_WINDOW] = waits
+        if self._single is not None:
+            self._single.step(None if stepped and not self._nmi_given else self._cpu.events())
+            return
         if self._stepper is None:
             self.watch = self._cr8
             return
@@ -104,6 +108,14 @@ class Pins:
             self._stepper.step(None if stepped and not self._nmi_given else self._cpu.events())
         else:
             self._stepper.stop()
+
+    def single(self, vm: KvmVm) -> Stepper:
+        """From here to `leave`, each instruction is to be an exit. At a boundary where nothing waits to
+        be delivered, the stepper says by `on` whether the next one can be."""
+        self._single = self._stepper or Stepper(self._cpu, vm)
+        self.due = True
+        self._u8[_IMMEDIATE_EXIT] = 1
+        return self._single
 
     def _give_nmi(self) -> tuple[bool, bool]:
         """Tell KVM of an NMI. Whether one is delivered next, and whether one waits for an IRET."""
@@ -144,6 +156,7 @@ class Pins:
 
     def leave(self) -> None:
         """The run has ended: the state shows nothing of single steps."""
-        if self._stepper is not None and self._stepper.on:
-            self._stepper.stop()
+        stepper, self._single = self._single or self._stepper, None
+        if stepper is not None and stepper.on:
+            stepper.stop()
             self.due = True

@@ -11,17 +11,19 @@ would be a #DB in the guest; but there KVM looks for an open window whenever it 
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from ..cpu.state import Events
 from . import kvm_abi as abi
 from .kvm_exits import code_at
 
 if TYPE_CHECKING:
+    from .base import AccessHandler
     from .kvm import KvmVm
     from .kvm_fd import VcpuFd
 
-__all__ = ["Stepper"]
+__all__ = ["Stepper", "StopBehind"]
 
 _HLT, _IRET = b"\xf4", b"\xcf"
 _LMA = 1 << 10
@@ -42,6 +44,23 @@ def _delivered(events: Events) -> int | None:
     if events.nmi_pending and not events.nmi_masked:
         return _NMI
     return events.interrupt
+
+
+class StopBehind:
+    """An AccessHandler over another. An instruction that makes an access ends a step by `stop`: KVM
+    completes it when it is entered again, and makes the step's exit behind the next one."""
+
+    def __init__(self, handler: AccessHandler, stop: Callable[[], None]) -> None:
+        def first(act: Callable[..., Any]) -> Callable[..., Any]:
+            def stop_then(*access: int) -> Any:
+                stop()
+                return act(*access)
+
+            return stop_then
+
+        self.port_read, self.port_write = first(handler.port_read), first(handler.port_write)
+        self.mmio_read, self.mmio_write = first(handler.mmio_read), first(handler.mmio_write)
+        self.msr_read, self.msr_write = first(handler.msr_read), first(handler.msr_write)
 
 
 class Stepper:

@@ -29,6 +29,7 @@ from ..cpu.validate import validate, validate_registers
 from ..errors import HostError, NotSupported, UsageError
 from ..exits import (
     Access,
+    BudgetSpent,
     Cancelled,
     Exit,
     MmioRead,
@@ -38,15 +39,18 @@ from ..exits import (
     PortRead,
     PortWrite,
     ReadAccess,
+    Refused,
 )
 from . import kvm_abi as abi
 from . import kvm_exits, kvm_kick, kvm_msrs, ticker
 from .base import AccessHandler, Board, Vcpu, VmOptions
 from .kvm_fd import VcpuFd
 from .kvm_pins import Pins
+from .kvm_step import StopBehind
 
 if TYPE_CHECKING:
     from .kvm import KvmVm
+    from .kvm_step import Stepper
 
 __all__ = ["KvmVcpu"]
 
@@ -100,6 +104,9 @@ class KvmVcpu(Vcpu):
         self._cancel = False
         self._exits = 0
         self._thread = 0
+        self._single: Stepper | None = None
+        #: Instructions made one at a time; None: they are not.
+        self._steps: int | None = None
         # Reentrant: a signal handler of the thread that holds it may call cancel().
         self._kick_lock = threading.RLock()
         self._kick_signal = kvm_kick.install_kick_signal()
@@ -151,9 +158,13 @@ class KvmVcpu(Vcpu):
             self._leave()
 
     def run_inline(self, handler: AccessHandler, *, max_insns: int | None = None) -> Exit:
-        self._prepare(max_insns)
+        self._prepare(max_insns if self._steps is None else None)
         if self._batch:
             self._settle()
+        if max_insns is not None:
+            if max_insns < 1:
+                return BudgetSpent("insns", 0)
+            handler = StopBehind(handler, lambda: self.stop_here(BudgetSpent("insns", 1)))
         fd, ioctl, masks, pins = self._cpu.fd, fcntl.ioctl, _MASKS, self._pins
         u8, u16, u32, u64 = self._u8, self._u16, self._u32, self._u64
         port_read, port_write = handler.port_read, handler.port_write
@@ -163,6 +174,8 @@ class KvmVcpu(Vcpu):
         asking = False
         try:
             self._enter()
+            if max_insns is not None:
+                self._single = pins.single(self._vm)
             if self._queue:
                 asking = True
                 self._answer_queue(handler)
@@ -253,7 +266,9 @@ class KvmVcpu(Vcpu):
     def _leave(self) -> None:
         with self._kick_lock:
             pass  # who is kicking this thread has done so: it may end now
-        self._stop = None
+        if self._single is not None and self._steps is not None:
+            self._steps += 1
+        self._stop = self._single = None
         self._pins.leave()
         self._arm()
 
@@ -285,6 +300,8 @@ class KvmVcpu(Vcpu):
                 self._pins.look()
             if self._pins.due:
                 self._pins.attend()
+                if self._single is not None and not self._single.on and not self._at_halt():
+                    return Refused("this KVM does not single-step here", self._code())
             self._arm()
         return ended
 
@@ -349,6 +366,9 @@ class KvmVcpu(Vcpu):
         reason = self._u32[_REASON]
         if reason in (abi.EXIT_IRQ_WINDOW_OPEN, abi.EXIT_DEBUG):
             self._u32[_REASON] = _TAKEN
+            if reason == abi.EXIT_DEBUG and self._single is not None:
+                self.stop_here(BudgetSpent("insns", 1))
+                return True
             self._pins.attend(stepped=reason == abi.EXIT_DEBUG)
             self._arm()
         elif reason == abi.EXIT_SET_TPR:  # VMX and SVM: CR8 was lowered, which was noted above
@@ -590,7 +610,20 @@ class KvmVcpu(Vcpu):
 
     @property
     def insns(self) -> int | None:
-        return None
+        return self._steps
+
+    def step_insns(self, on: bool) -> None:
+        """From now on `run_inline(max_insns=1)` is one instruction, or, where an interrupt is delivered,
+        the way to its handler; `insns` counts them. It is a Refused exit, and nothing has run, where
+        this KVM cannot step: 64-bit code at CPL 3 on kvm_pvm, IRET to it."""
+        self._steps = 0 if on else None
+
+    def _at_halt(self) -> bool:
+        return self._code().startswith(b"\xf4")
+
+    def _code(self) -> bytes:
+        place = self._cpu.place()
+        return kvm_exits.code_at(place.linear_rip, self._cpu, self._vm)
 
     def close(self) -> None:
         """Called by the VM."""
