@@ -1,0 +1,302 @@
+"""The report of a comparison: values first, then lines for people, and JSON.
+
+`Report.lines()` is the one text that the command line, the pytest plugin and (through
+vmmsim.diff.html) a browser show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import msgspec
+
+from ..errors import UsageError
+
+__all__ = [
+    "Change",
+    "CodeLine",
+    "Explanation",
+    "FieldPair",
+    "MemoryRange",
+    "OutputDifference",
+    "Report",
+    "SideView",
+    "StepResult",
+]
+
+#: How many lines of a kind the text shows; JSON has them all.
+_SHOWN = 24
+_SHOWN_EXITS = 8
+
+
+class FieldPair(msgspec.Struct, frozen=True):
+    """A register, or a field of a device, that differs. `changed`: its value at the last exit that
+    was the same, where that is known."""
+
+    name: str
+    a: Any
+    b: Any
+
+
+class Change(msgspec.Struct, frozen=True):
+    """A register of one side, at the last exit that was the same and now."""
+
+    name: str
+    before: Any
+    now: Any
+
+
+class MemoryRange(msgspec.Struct, frozen=True):
+    """`length` bytes at guest-physical `gpa` that differ; `a` and `b` are the first 16, in hexadecimal."""
+
+    gpa: int
+    length: int
+    a: str
+    b: str
+
+
+class OutputDifference(msgspec.Struct, frozen=True):
+    """The consoles differ from the byte `at` on; `a` and `b` are up to 64 characters from there."""
+
+    at: int
+    a: str
+    b: str
+
+
+class CodeLine(msgspec.Struct, frozen=True):
+    """One instruction. `here`: RIP is at it, or it made the exit."""
+
+    address: int
+    code: str
+    text: str
+    here: bool = False
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """An entry of divergences.toml that may be the cause. `why` says what speaks for it."""
+
+    id: str
+    title: str
+    why: str
+
+
+class SideView(msgspec.Struct, frozen=True, kw_only=True):
+    """One side where the comparison ended. `event` is the exit that differs, or its end.
+    `missing` says why this side could not run; the rest is empty then."""
+
+    name: str
+    provenance: str = ""
+    exits: int = 0
+    event: str = ""
+    end: str = ""
+    rip: int | None = None
+    mode: str = ""
+    registers: dict[str, Any] = {}
+    changed: tuple[Change, ...] = ()
+    code: tuple[CodeLine, ...] = ()
+    accesses: tuple[str, ...] = ()
+    missing: str = ""
+    remedy: str = ""
+
+
+class StepResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Which instruction between the last exit that was the same and the one that differs is the
+    first behind which the sides differ. `number` counts from 1; None: none was found, and `note`
+    says what that means. `how` says for each side how it was gone through."""
+
+    number: int | None
+    how: tuple[str, str]
+    note: str = ""
+    address: int | None = None
+    a: str = ""
+    b: str = ""
+    registers: tuple[FieldPair, ...] = ()
+    memory: tuple[MemoryRange, ...] = ()
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What came out of comparing two runs. `exits` were the same; `exit` is the number of the first
+    that differs, from 1, None when the exits were all the same. `what` differs: `exit`, `end`, or
+    the first of `registers`, `memory`, `devices`, `output`; "" if nothing does."""
+
+    verdict: Literal["same", "diverged", "stopped"]
+    what: str = ""
+    workload: str
+    exits: int = 0
+    exit: int | None = None
+    trace_hash: str = ""
+    before: tuple[str, ...] = ()
+    a: SideView
+    b: SideView
+    registers: tuple[FieldPair, ...] = ()
+    memory: tuple[MemoryRange, ...] = ()
+    devices: tuple[FieldPair, ...] = ()
+    output: OutputDifference | None = None
+    explanations: tuple[Explanation, ...] = ()
+    step: StepResult | None = None
+    notes: tuple[str, ...] = ()
+    command: str = ""
+
+    @property
+    def same(self) -> bool:
+        return self.verdict == "same"
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def text(self) -> str:
+        """The report as lines of plain text."""
+        return "\n".join(text for _, text in self.lines())
+
+    def json(self) -> bytes:
+        """The report as one JSON object. Bytes of registers are numbers; those above 2^53 too."""
+        return msgspec.json.encode(self, enc_hook=_plain)
+
+    def headline(self) -> str:
+        """One sentence: what came out."""
+        names = f"{self.a.name} and {self.b.name}"
+        for side in (self.a, self.b):
+            if side.missing:
+                return f"{side.name} is missing: {side.missing}"
+        if self.verdict == "same":
+            return f"{names} are the same: {self.exits} exits, {self.a.end or 'no end'}"
+        if self.verdict == "stopped":
+            return f"{names}: {self.exits} exits were the same, and there it was stopped"
+        if self.exit is not None:
+            return f"{names} differ at exit {self.exit} of {self.workload}"
+        return f"{names} differ in {self.what} at the end of {self.workload}, after {self.exits} same exits"
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """(kind, text): the kind is head, part, a, b, here, note, or "" for plain lines."""
+        yield "head", self.headline()
+        for note in self.notes:
+            yield "note", f"note: {note}"
+        if self.verdict == "diverged":
+            yield from self._event()
+            yield from self._registers()
+            yield from self._memory("memory that differs", self.memory)
+            if self.devices:
+                yield "part", "devices that differ"
+                yield from _pairs(self.devices, self.a.name, self.b.name)
+            yield from self._output()
+            yield from self._code()
+            yield from self._accesses()
+            yield from self._step()
+            yield "part", "known divergences"
+            if not self.explanations:
+                yield "", "  none explains it"
+            for found in self.explanations:
+                yield "", f"  {found.id}: {found.title} ({found.why})"
+        if self.command:
+            yield "part", "to see it again"
+            yield "", f"  {self.command}"
+
+    def _event(self) -> Iterator[tuple[str, str]]:
+        if self.exit is None:
+            return
+        yield "part", "the exits"
+        first = self.exits - len(self.before[-_SHOWN_EXITS:])
+        for number, line in enumerate(self.before[-_SHOWN_EXITS:], first + 1):
+            yield "", f"  {'both':>12} #{number}: {line}"
+        for kind, side in (("a", self.a), ("b", self.b)):
+            yield kind, f"  {side.name:>12} #{self.exit}: {side.event}"
+
+    def _registers(self) -> Iterator[tuple[str, str]]:
+        if self.registers:
+            yield "part", "registers that differ"
+            yield from _pairs(self.registers, self.a.name, self.b.name)
+        elif self.exit is not None and self.a.registers and self.b.registers:
+            yield "part", "registers"
+            yield "", "  the same on both sides there"
+        for kind, side in (("a", self.a), ("b", self.b)):
+            if side.changed:
+                yield "part", f"changed on {side.name} since the last exit that was the same"
+                for change in side.changed[:_SHOWN]:
+                    yield kind, f"  {change.name:>12}: {_value(change.before)} -> {_value(change.now)}"
+
+    @staticmethod
+    def _memory(title: str, ranges: tuple[MemoryRange, ...]) -> Iterator[tuple[str, str]]:
+        if not ranges:
+            return
+        yield "part", title
+        for found in ranges[:_SHOWN]:
+            yield "", f"  {found.gpa:#x}, {found.length} bytes"
+            more = " ..." if found.length > 16 else ""
+            yield "a", f"    {_spaced(found.a)}{more}"
+            yield "b", f"    {_spaced(found.b)}{more}"
+        if len(ranges) > _SHOWN:
+            yield "", f"  and {len(ranges) - _SHOWN} ranges more"
+
+    def _output(self) -> Iterator[tuple[str, str]]:
+        if self.output is not None:
+            yield "part", f"what was printed differs from byte {self.output.at} on"
+            yield "a", f"  {self.a.name:>12}: {self.output.a!r}"
+            yield "b", f"  {self.b.name:>12}: {self.output.b!r}"
+
+    def _code(self) -> Iterator[tuple[str, str]]:
+        shown = [(kind, side) for kind, side in (("a", self.a), ("b", self.b)) if side.code]
+        if len(shown) == 2 and self.a.code == self.b.code:
+            shown = [("both", self.a)]
+        for kind, side in shown:
+            yield "part", "code" if kind == "both" else f"code on {side.name}"
+            for line in side.code:
+                mark = ">" if line.here else " "
+                yield (
+                    "here" if line.here else "",
+                    f"  {mark} {line.address:#x}:  {_spaced(line.code):<24} {line.text}",
+                )
+
+    def _accesses(self) -> Iterator[tuple[str, str]]:
+        for kind, side in (("a", self.a), ("b", self.b)):
+            if side.accesses:
+                yield "part", f"last device accesses on {side.name}"
+                for line in side.accesses[-_SHOWN_EXITS:]:
+                    yield kind, f"  {line}"
+
+    def _step(self) -> Iterator[tuple[str, str]]:
+        step = self.step
+        if step is None:
+            return
+        yield "part", "the first instruction that differs"
+        if step.number is not None:
+            yield (
+                "here",
+                f"  instruction {step.number} behind the last exit that was the same, "
+                f"at {step.address or 0:#x}",
+            )
+            if step.a == step.b:
+                yield "here", f"  > {step.a}"
+            else:
+                yield "a", f"  {self.a.name:>12}: {step.a}"
+                yield "b", f"  {self.b.name:>12}: {step.b}"
+            yield from _pairs(step.registers, self.a.name, self.b.name)
+            yield from self._memory("memory that differs behind it", step.memory)
+        if step.note:
+            yield "", f"  {step.note}"
+        for side, how in zip((self.a, self.b), step.how, strict=True):
+            yield "", f"  {side.name:>12}: {how}"
+
+
+def _pairs(pairs: tuple[FieldPair, ...], a: str, b: str) -> Iterator[tuple[str, str]]:
+    for pair in pairs[:_SHOWN]:
+        yield "", f"  {pair.name:>12}: {a} {_value(pair.a)}, {b} {_value(pair.b)}"
+    if len(pairs) > _SHOWN:
+        yield "", f"  and {len(pairs) - _SHOWN} more"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return hex(value)
+    text = value.hex(" ") if isinstance(value, bytes) else str(value)
+    return text if len(text) <= 72 else text[:69] + "..."
+
+
+def _spaced(text: str) -> str:
+    return bytes.fromhex(text).hex(" ")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (bytes, memoryview)):
+        return bytes(value).hex()
+    raise UsageError(f"a {type(value).__name__} in a report", hint="this is a fault in vmmsim")
