@@ -28,6 +28,8 @@ __all__ = [
 #: How many lines of a kind the text shows; JSON has them all.
 _SHOWN = 24
 _SHOWN_EXITS = 8
+#: The longest names that tables show.
+_LABEL = 16
 
 
 class FieldPair(msgspec.Struct, frozen=True):
@@ -167,9 +169,18 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             return f"{names} differ at exit {self.exit} of {self.workload}"
         return f"{names} differ in {self.what} at the end of {self.workload}, after {self.exits} same exits"
 
+    @property
+    def labels(self) -> tuple[str, str]:
+        """What the sides are called in tables: their names, if these are short."""
+        names = (self.a.name, self.b.name)
+        return names if names[0] != names[1] and max(map(len, names)) <= _LABEL else ("a", "b")
+
     def lines(self) -> Iterator[tuple[str, str]]:
         """(kind, text): the kind is head, part, a, b, here, note, or "" for plain lines."""
         yield "head", self.headline()
+        if self.labels == ("a", "b"):
+            yield "a", f"a: {self.a.name} on {self.a.provenance or 'nothing'}"
+            yield "b", f"b: {self.b.name} on {self.b.provenance or 'nothing'}"
         for note in self.notes:
             yield "note", f"note: {note}"
         if self.verdict == "diverged":
@@ -188,32 +199,48 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
                 yield "", "  none explains it"
             for found in self.explanations:
                 yield "", f"  {found.id}: {found.title} ({found.why})"
-        if self.command:
+        if self.command and self.verdict == "diverged":
             yield "part", "to see it again"
             yield "", f"  {self.command}"
+
+    def _sides(self) -> Iterator[tuple[str, str, SideView]]:
+        """(kind of its lines, label, side)."""
+        yield "a", self.labels[0], self.a
+        yield "b", self.labels[1], self.b
 
     def _event(self) -> Iterator[tuple[str, str]]:
         if self.exit is None:
             return
         yield "part", "the exits"
-        first = self.exits - len(self.before[-_SHOWN_EXITS:])
-        for number, line in enumerate(self.before[-_SHOWN_EXITS:], first + 1):
+        shown = self.before[-_SHOWN_EXITS:]
+        for number, line in enumerate(shown, self.exits - len(shown) + 1):
             yield "", f"  {'both':>12} #{number}: {line}"
-        for kind, side in (("a", self.a), ("b", self.b)):
-            yield kind, f"  {side.name:>12} #{self.exit}: {side.event}"
+        for kind, label, side in self._sides():
+            yield kind, f"  {label:>12} #{self.exit}: {side.event}"
 
     def _registers(self) -> Iterator[tuple[str, str]]:
         if self.registers:
             yield "part", "registers that differ"
-            yield from _pairs(self.registers, self.a.name, self.b.name)
+            yield from _pairs(self.registers, *self.labels)
         elif self.exit is not None and self.a.registers and self.b.registers:
             yield "part", "registers"
             yield "", "  the same on both sides there"
-        for kind, side in (("a", self.a), ("b", self.b)):
-            if side.changed:
-                yield "part", f"changed on {side.name} since the last exit that was the same"
-                for change in side.changed[:_SHOWN]:
-                    yield kind, f"  {change.name:>12}: {_value(change.before)} -> {_value(change.now)}"
+        changed = [
+            [f"  {c.name:>12}: {_value(c.before)} -> {_value(c.now)}" for c in side.changed[:_SHOWN]]
+            for side in (self.a, self.b)
+        ]
+        yield from self._by_side("changed{} since the last exit that was the same", *changed)
+
+    def _by_side(self, title: str, a: list[str], b: list[str]) -> Iterator[tuple[str, str]]:
+        """Lines of both sides, once if they are the same."""
+        if a and a == b:
+            yield "part", title.format("")
+            yield from (("", line) for line in a)
+            return
+        for (kind, label, _), lines in zip(self._sides(), (a, b), strict=True):
+            if lines:
+                yield "part", title.format(f" on {label}")
+                yield from ((kind, line) for line in lines)
 
     @staticmethod
     def _memory(title: str, ranges: tuple[MemoryRange, ...]) -> Iterator[tuple[str, str]]:
@@ -231,28 +258,25 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     def _output(self) -> Iterator[tuple[str, str]]:
         if self.output is not None:
             yield "part", f"what was printed differs from byte {self.output.at} on"
-            yield "a", f"  {self.a.name:>12}: {self.output.a!r}"
-            yield "b", f"  {self.b.name:>12}: {self.output.b!r}"
+            for (kind, label, _), text in zip(self._sides(), (self.output.a, self.output.b), strict=True):
+                yield kind, f"  {label:>12}: {text!r}"
 
     def _code(self) -> Iterator[tuple[str, str]]:
-        shown = [(kind, side) for kind, side in (("a", self.a), ("b", self.b)) if side.code]
-        if len(shown) == 2 and self.a.code == self.b.code:
-            shown = [("both", self.a)]
-        for kind, side in shown:
-            yield "part", "code" if kind == "both" else f"code on {side.name}"
-            for line in side.code:
-                mark = ">" if line.here else " "
-                yield (
-                    "here" if line.here else "",
-                    f"  {mark} {line.address:#x}:  {_spaced(line.code):<24} {line.text}",
-                )
+        if self.exit is None and not self.registers:
+            return
+        texts = [
+            [
+                f"  {'>' if line.here else ' '} {line.address:#x}:  {_spaced(line.code):<24} {line.text}"
+                for line in side.code
+            ]
+            for side in (self.a, self.b)
+        ]
+        for kind, text in self._by_side("code{}", *texts):
+            yield ("here" if text.startswith("  >") else kind), text
 
     def _accesses(self) -> Iterator[tuple[str, str]]:
-        for kind, side in (("a", self.a), ("b", self.b)):
-            if side.accesses:
-                yield "part", f"last device accesses on {side.name}"
-                for line in side.accesses[-_SHOWN_EXITS:]:
-                    yield kind, f"  {line}"
+        lines = [[f"  {line}" for line in side.accesses[-_SHOWN_EXITS:]] for side in (self.a, self.b)]
+        yield from self._by_side("last device accesses{}", *lines)
 
     def _step(self) -> Iterator[tuple[str, str]]:
         step = self.step
@@ -260,22 +284,19 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             return
         yield "part", "the first instruction that differs"
         if step.number is not None:
-            yield (
-                "here",
-                f"  instruction {step.number} behind the last exit that was the same, "
-                f"at {step.address or 0:#x}",
-            )
+            where = f"at {step.address or 0:#x}"
+            yield "here", f"  instruction {step.number} behind the last exit that was the same, {where}"
             if step.a == step.b:
                 yield "here", f"  > {step.a}"
             else:
-                yield "a", f"  {self.a.name:>12}: {step.a}"
-                yield "b", f"  {self.b.name:>12}: {step.b}"
-            yield from _pairs(step.registers, self.a.name, self.b.name)
-            yield from self._memory("memory that differs behind it", step.memory)
+                for (kind, label, _), text in zip(self._sides(), (step.a, step.b), strict=True):
+                    yield kind, f"  {label:>12}: {text}"
+            yield from _pairs(step.registers, *self.labels)
+        yield from self._memory("memory that differs behind it", step.memory)
         if step.note:
             yield "", f"  {step.note}"
-        for side, how in zip((self.a, self.b), step.how, strict=True):
-            yield "", f"  {side.name:>12}: {how}"
+        for (_, label, _), how in zip(self._sides(), step.how, strict=True):
+            yield "", f"  {label:>12}: {how}"
 
 
 def _pairs(pairs: tuple[FieldPair, ...], a: str, b: str) -> Iterator[tuple[str, str]]:
