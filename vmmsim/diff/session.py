@@ -22,8 +22,6 @@ from .step import first_instruction
 
 __all__ = ["diff"]
 
-OnEnd = Callable[[Machine, Machine], None]
-
 
 def diff(
     workload: Workload,
@@ -36,14 +34,12 @@ def diff(
     only_available: bool = False,
     command: str = "",
     progress: Callable[[int], None] | None = None,
-    on_difference: OnEnd | None = None,
 ) -> Report:
     """Compare what `a` and `b` make of `workload`, for `limit` exits and `timeout` seconds at most.
 
     A side whose backend is not available is an error (BackendUnavailable), unless `only_available`:
-    the other side is run alone then. `progress` is told how many exits were the same so far;
-    `on_difference` is called with the machines where they differ. Raises UsageError, NotSupported,
-    BackendUnavailable, KeyboardInterrupt.
+    the other side is run alone then. `progress` is told how many exits were the same so far.
+    Raises UsageError, NotSupported, BackendUnavailable, KeyboardInterrupt.
     """
     for side in (a, b):
         check_side(workload, side)
@@ -56,11 +52,11 @@ def diff(
         lockstep = Lockstep(left, right, TraceComparer())
         same = lockstep.run(limit=limit, timeout=timeout, progress=progress)
         if same:
-            return _judge_ends(workload, a, b, lockstep, command, on_difference)
+            return _judge_ends(workload, a, b, lockstep, command)
         events = tuple(_event(side, other) for side, other in ((left, right), (right, left)))
         counted = lockstep.comparer
         ends = tuple(side.end.detail if side.end is not None else "" for side in (left, right))
-    return _located(workload, a, b, counted, events, ends, step, command, on_difference)
+    return _located(workload, a, b, counted, events, ends, step, command)
 
 
 @contextlib.contextmanager
@@ -129,9 +125,7 @@ def _alone(
 # -- the exits were the same
 
 
-def _judge_ends(
-    workload: Workload, a: Side, b: Side, lockstep: Lockstep, command: str, on_difference: OnEnd | None
-) -> Report:
+def _judge_ends(workload: Workload, a: Side, b: Side, lockstep: Lockstep, command: str) -> Report:
     left, right, counted = lockstep.left, lockstep.right, lockstep.comparer
     machines = (left.machine, right.machine)
     registers: tuple[FieldPair, ...] = ()
@@ -161,8 +155,6 @@ def _judge_ends(
             fields=registers,
         )
         explanations = explain(scene)
-        if on_difference is not None:
-            on_difference(*machines)
     views = []
     for side, runner, state in zip((a, b), (left, right), states, strict=True):
         view = look.View(at=state)
@@ -223,7 +215,6 @@ def _located(
     ends: tuple[str, ...],
     step: bool,
     command: str,
-    on_difference: OnEnd | None,
 ) -> Report:
     equal = counted.count
     notes: list[str] = []
@@ -240,6 +231,9 @@ def _located(
                     f"{side.name} did not make the same exits when it was run once more: what is shown of it "
                     "is from another run"
                 )
+        for event in events:
+            if event.startswith("refused by the host"):
+                notes.append("a refusal is this host's KVM's, not the guest's: 'vmmsim doctor' lists them")
         one, two = views
         registers: tuple[FieldPair, ...] = ()
         if one.at is not None and two.at is not None:
@@ -260,8 +254,6 @@ def _located(
             fields=registers,
         )
         explanations = explain(scene)
-        if on_difference is not None:
-            on_difference(*machines)
         sides = tuple(
             _side(
                 side,
