@@ -26,18 +26,18 @@ import pytest
 
 if TYPE_CHECKING:
     from ..backends.base import Backend
-    from ..errors import BackendUnavailable
     from ..machine import Machine
     from .artifacts import MachineRecord
 
 _MARKERS = ("kvm", "unicorn")
 _PORTABLE = "unicorn-portable"
-_FIXTURES = frozenset({"backend_name", "backend", "machine", "both_backends"})
 #: Seconds: a guest that livelocks in the host's kernel is ended by pytest-timeout's signal.
 _GUEST_TIMEOUT = 60
 
 _records: pytest.StashKey[list[MachineRecord]] = pytest.StashKey()
 _failed: pytest.StashKey[bool] = pytest.StashKey()
+#: The test that is running; a test that runs pytest inside makes it two.
+_running: list[pytest.Item] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -89,19 +89,25 @@ def _ours(metafunc: pytest.Metafunc) -> bool:
         names = mark.args[0] if mark.args else mark.kwargs.get("argnames", "")
         if "backend_name" in (names.split(",") if isinstance(names, str) else names):
             return False
-    defined = metafunc._arg2fixturedefs.get("backend_name", ())
-    return bool(defined) and defined[-1].func.__module__ == __name__
+    return _own(metafunc.definition, "backend_name")
 
 
 def _backends(item: pytest.Item) -> list[str]:
     """Which backends an item runs on: by its parameter, by both_backends, or by its markers."""
-    fixtures = getattr(item, "fixturenames", ())
     callspec = getattr(item, "callspec", None)
-    if callspec is not None and "backend_name" in callspec.params and "backend_name" in fixtures:
-        return [str(callspec.params["backend_name"])]
-    if "both_backends" in fixtures:
+    if callspec is not None and "backend_name" in callspec.params:
+        if item.config.getini("vmm_markers") or _own(item, "backend_name"):
+            return [str(callspec.params["backend_name"])]
+    elif _own(item, "both_backends"):
         return list(_MARKERS)
     return _marked(item)[:1]
+
+
+def _own(item: pytest.Item, name: str) -> bool:
+    """Whether an item uses this plugin's fixture of that name, and not one of the project's."""
+    info = getattr(item, "_fixtureinfo", None)
+    found: Any = info.name2fixturedefs.get(name) if info is not None else None
+    return bool(found) and found[-1].func.__module__ == __name__
 
 
 def _marked(item: pytest.Item) -> list[str]:
@@ -221,28 +227,28 @@ def _folder(item: pytest.Item, tmp_path: Path | None) -> Path:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """assert_same_behaviour asks where to keep files, and what to do without a backend."""
-    import sys
-
-    same = sys.modules.get("vmmsim.testing.same")
-    if same is None and not _uses(item):
-        yield
-        return
-    from . import same as module
-
-    def missing(name: str, error: BackendUnavailable) -> None:
-        _lacks(item.config, name.partition("-")[0], error.reason)
-
-    folder = getattr(item, "funcargs", {}).get("tmp_path")
-    module.artifacts, module.missing = lambda: _folder(item, folder), missing
+    _running.append(item)
     try:
         yield
     finally:
-        module.artifacts = module.missing = None
+        _running.remove(item)
 
 
-def _uses(item: pytest.Item) -> bool:
-    return not _FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
+def running() -> bool:
+    """For assert_same_behaviour: whether a test is running."""
+    return bool(_running)
+
+
+def folder() -> Path:
+    """For assert_same_behaviour: where files of the test that is running go."""
+    item = _running[-1]
+    request = getattr(item, "_request", None)  # of a doctest there is none in old versions
+    return _folder(item, request.getfixturevalue("tmp_path") if request is not None else None)
+
+
+def lacks(backend: str, reason: str) -> None:
+    """For assert_same_behaviour: the test that is running needs a backend that is not there."""
+    _lacks(_running[-1].config, backend.partition("-")[0], reason)
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,6 @@ from .artifacts import keep_side
 from .script import script_image
 
 __all__ = ["assert_same_behaviour", "workload"]
-
-#: Set by vmmsim.testing.plugin: where files are kept, and what becomes of a backend that is missing.
-artifacts: Callable[[], Path] | None = None
-missing: Callable[[str, BackendUnavailable], None] | None = None
 
 Guest = str | Path | bytes | LoadedImage | Snapshot | Sequence[Access]
 
@@ -51,20 +48,21 @@ def assert_same_behaviour(
     kept as files, which the message names. Raises UsageError; BackendUnavailable where
     there is no such CPU, which under pytest skips the test, or fails it by --vmm-require.
     """
+    __tracebackhide__ = True
     sides = tuple(Side(backend=side) if isinstance(side, str) else side for side in (a, b))
     load = workload(guest, input=input, **fields)
     try:
         report = diff(load, *sides, limit=max_exits, timeout=timeout, step=step, command=_command())
     except BackendUnavailable as error:
-        if missing is not None:
-            missing(error.backend, error)
+        plugin = _plugin()
+        if plugin is not None:
+            plugin.lacks(error.backend, error.reason)
         raise
     if report.same or (report.verdict == "stopped" and max_exits is not None and report.exits >= max_exits):
         return
     kept = _keep(load, sides, (report.exit or report.exits) or 1)
-    raise AssertionError(
-        "\n".join([report.text(), *(["kept"] if kept else []), *(f"  {path}" for path in kept)])
-    )
+    files = "".join(f"\n  {path}" for path in kept)
+    raise AssertionError(report.text() + (f"\nkept{files}" if kept else ""))
 
 
 def workload(guest: Guest, *, input: bytes | None = None, **fields: Any) -> Workload:
@@ -93,6 +91,12 @@ def workload(guest: Guest, *, input: bytes | None = None, **fields: Any) -> Work
     return Workload(name=image.name, config=config, image=image, input=input or b"")
 
 
+def _plugin() -> Any:
+    """vmmsim.testing.plugin, if it runs a test."""
+    plugin: Any = sys.modules.get("vmmsim.testing.plugin")
+    return plugin if plugin is not None and plugin.running() else None
+
+
 def _command() -> str:
     """How this test is run again, under pytest."""
     test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
@@ -100,7 +104,8 @@ def _command() -> str:
 
 
 def _keep(load: Workload, sides: tuple[Side, ...], exits: int) -> list[Path]:
-    folder = artifacts() if artifacts is not None else Path(tempfile.mkdtemp(prefix="vmmsim-"))
+    plugin = _plugin()
+    folder = plugin.folder() if plugin is not None else Path(tempfile.mkdtemp(prefix="vmmsim-"))
     kept: list[Path] = []
     for letter, side in zip("ab", sides, strict=True):
         name = re.sub(r"[^\w.-]+", "-", f"{load.name}-{letter}-{side.backend}")
