@@ -46,7 +46,7 @@ _CODE_BEFORE, _CODE_AFTER = 96, 4
 
 class View(msgspec.Struct):
     """One side at the exit behind `equal`. `before` and `at` are the registers at the last exit that
-    was the same and at the one behind it, `event` that exit or the end; `repeated` whether
+    was the same (or at the start) and at the one behind it, `event` that exit or the end; `repeated` whether
     the exits before it came as the first time. At a read RIP is at the instruction."""
 
     before: CpuState | None = None
@@ -78,7 +78,10 @@ def look(machine: Machine, equal: int, lead: int = LEADS[0]) -> View | None:
     trace = _Trace(machine)
     view = View()
     locator = ExitLocator(machine.memory)
-    locator.learn(machine.vcpu.state().linear_rip)
+    start = machine.vcpu.state()
+    locator.learn(start.linear_rip)
+    if equal == 0:
+        view.before = start
     if equal > lead:
         end: Exit | None = None
         with contextlib.suppress(DeviceError):

@@ -229,7 +229,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             [f"  {c.name:>12}: {_value(c.before)} -> {_value(c.now)}" for c in side.changed[:_SHOWN]]
             for side in (self.a, self.b)
         ]
-        yield from self._by_side("changed{} since the last exit that was the same", *changed)
+        since = "the last exit that was the same" if self.exits else "the start"
+        yield from self._by_side("changed{} since " + since, *changed)
 
     def _by_side(self, title: str, a: list[str], b: list[str]) -> Iterator[tuple[str, str]]:
         """Lines of both sides, once if they are the same."""

@@ -37,8 +37,8 @@ __all__ = ["first_instruction"]
 #: Instructions that are walked, at most; and with different RIPs, before the ways are taken for parted.
 _MOST_STEPS = 200_000
 _PARTED = 64
-#: From so many instructions on two Unicorns are halved.
-_HALVE_FROM = 2_000
+#: How far ahead the exit is looked for at first, and at most, in instructions.
+_FIRST_REACH, _LAST_REACH = 256, 1 << 36
 
 Open = Callable[[], tuple[Machine, Machine]]
 
@@ -87,10 +87,7 @@ def _at_the_last_equal(open_both: Open, equal: int) -> tuple[Walker, Walker] | N
 def _search(a: Walker, b: Walker) -> StepResult:
     snapshots = _snapshots(a, b)
     if snapshots is not None and a.counts and b.counts:
-        length = _length(a, snapshots[0])
-        _back(a, b, snapshots)
-        if length > _HALVE_FROM:
-            return _halve(a, b, snapshots, length)
+        return _halve(a, b, snapshots, _length(a, snapshots[0]))
     return _walk(a, b)
 
 
@@ -206,15 +203,15 @@ def _found(a: Walker, b: Walker, streak: _Place | None, number: int, note: str) 
 
 
 def _length(a: Walker, snapshot: Snapshot) -> int:
-    """How many instructions there are to the exit that differs; at least as many as are walked."""
-    length = _HALVE_FROM + 1
+    """A number of instructions that reaches the exit that differs."""
+    length = _FIRST_REACH
     while True:
         a.run(insns(length))
         if a.over:
             return length
         a.machine.restore(snapshot)
         a.end, a.count = None, a.equal
-        if length > 1 << 36:
+        if length > _LAST_REACH:
             return length
         length *= 4
 
