@@ -69,16 +69,15 @@ def test_own_marker():
 """
 
 
-def run(
-    folder: Path, text: str, *arguments: str, kvm: str = "/no/such/kvm"
-) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """pytest in a project of its own, on a host without KVM."""
     (folder / "test_it.py").write_text(text, encoding="utf-8")
     (folder / "pytest.ini").write_text("[pytest]\nmarkers = kvm: theirs\n", encoding="utf-8")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("VMMSIM_", "PYTEST"))}
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "vmmsim.testing.plugin", *arguments],
         cwd=folder,
-        env={**kept, "VMMSIM_KVM_DEVICE": kvm},
+        env={**kept, "VMMSIM_KVM_DEVICE": "/no/such/kvm"},
         capture_output=True,
         text=True,
         timeout=60,
@@ -102,8 +101,8 @@ def test_a_project_without_kvm(tmp_path: Path) -> None:
 
 def test_one_backend_is_chosen_and_one_required(tmp_path: Path) -> None:
     done = run(tmp_path, USES, "--vmm-backend=unicorn", "--vmm-require=kvm", "-k", "not fails")
-    assert "2 failed, 2 passed" in done.stdout, done.stdout
-    assert "backend 'kvm' is required here, but" in done.stdout
+    assert "1 failed, 2 passed, 1 deselected, 1 error" in done.stdout, done.stdout
+    assert done.stdout.count("backend 'kvm' is required here, but") == 2
 
 
 def test_a_project_that_has_nothing_to_do_with_vmmsim(tmp_path: Path) -> None:
@@ -147,9 +146,8 @@ def test_a_script_is_the_same_on_both(both_backends: tuple[str, str]) -> None:
 
 def test_a_script_makes_its_accesses_as_they_are(machine: object) -> None:
     made = machine()  # type: ignore[operator]
-    script = [
-        PortWrite(0x600, 4, 0x12345678), PortRead(0x600, 2), MmioWrite(0x1800, 2, 0xABCD), MmioRead(0x1801, 1),
-    ]  # fmt: skip
+    writes = PortWrite(0x600, 4, 0x12345678), MmioWrite(0x1800, 2, 0xABCD)
+    script = [writes[0], PortRead(0x600, 2), writes[1], MmioRead(0x1801, 1)]
     seen: list[tuple[type, int, int, int]] = []
     made.observe(lambda *access: seen.append(access))
     made.load(script_image(script))

@@ -24,6 +24,8 @@ from ..cpu.state import CpuState
 from ..errors import VmmsimError
 from ..exits import Refused
 from ..machine import Machine
+from ..snapshot.cow import image_of
+from ..snapshot.pages import differences
 from . import look
 from .report import FieldPair, StepResult
 from .trap import trap
@@ -228,7 +230,9 @@ def _halve(a: Walker, b: Walker, snapshots: tuple[Snapshot, Snapshot], length: i
             b.run(insns(count))
         if a.over != b.over or a.over:
             return True
-        return masked(a.state()) != masked(b.state()) or bool(look.memory(a.machine, b.machine)[0])
+        if masked(a.state()) != masked(b.state()):
+            return True
+        return any(differences(image_of(a.machine.memory), image_of(b.machine.memory)))
 
     low, high = 0, length
     while high - low > 1:

@@ -276,7 +276,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
                 elif report.when == "call":
                     ran[variant] += 1
     if ran or skipped:
-        names = _variants(config)
+        names = list(dict.fromkeys((*_variants(config), *ran, *skipped)))
         text = ", ".join(f"on {name}: {ran[name]}" for name in names)
         missed = ", ".join(f"on {name}: {skipped[name]}" for name in names if skipped[name])
         terminalreporter.write_line(f"ran {text}; skipped {missed or 'none'}")
