@@ -56,6 +56,12 @@ def first_instruction(open_both: Open, equal: int) -> StepResult:
         )
     a, b = both
     try:
+        if len(a.machine.processors.items) > 1 or len(b.machine.processors.items) > 1:
+            return StepResult(
+                number=None,
+                how=("not gone through",) * 2,
+                note="instructions of several vCPUs are in no order that both sides have",
+            )
         start = look.registers(masked(a.state()), masked(b.state()))
         if start:
             return StepResult(
