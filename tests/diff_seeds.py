@@ -6,7 +6,6 @@ from typing import Any
 
 from vmmsim.backends.base import Vcpu, Vm, VmOptions
 from vmmsim.backends.unicorn import UnicornBackend, UnicornVm
-from vmmsim.cpu.state import CpuState
 from vmmsim.devices.uart16550 import Uart16550
 
 #: The line status register, and its bit "transmitter empty" (16550D data sheet, 8.4).
@@ -99,7 +98,7 @@ class FlippedVcpu:
                 registers = self._inner.registers()
                 registers.rflags ^= self._bit
                 self._inner.set_registers(registers)
-            if not isinstance(exit, BudgetSpent):
+            if not isinstance(exit, BudgetSpent) or exit.unit != "insns":
                 return exit
         return BudgetSpent("insns", max_insns)
 
@@ -124,6 +123,3 @@ class FlippedBackend(UnicornBackend):
         vm = FlippedVm(self, options or VmOptions(count_insns=True))
         vm.at, vm.bit = self.AT, self.BIT
         return vm
-
-
-__all__ = ["CpuState", "DropsBit", "FlippedBackend"]

@@ -86,8 +86,12 @@ def test_a_device_that_differs_at_one_access_is_found_there(number: int, a: str,
 
 @pytest.mark.unicorn
 def test_a_uart_that_drops_a_bit_of_what_it_sends_differs_in_what_was_printed() -> None:
-    report = diff(workload("serial-echo"), Side(), uart(seeds.DropsBit))
+    report = diff(workload("serial-echo"), Side(), uart(seeds.DropsBit), step=True)
     assert (report.verdict, report.what, report.exit) == ("diverged", "output", None)
+    # The exits are the same, so the first place where anything else differs is looked for.
+    assert report.step is not None
+    assert (report.step.exit, report.step.number) == (13, 1)
+    assert report.step.a.endswith("out dx, al")
     assert report.output is not None
     assert report.output.at == 1  # the first letter is a capital already
     assert report.output.a.startswith("ello")
@@ -223,6 +227,23 @@ def test_memory_and_registers_are_compared_at_the_end() -> None:
     report = diff(code(bytes.fromhex("a00050f4")), Side(), Side(prepare=poke))
     assert report.what == "registers"
     assert [(p.name, p.a, p.b) for p in report.registers] == [("rax", 0, 1)]
+
+
+@pytest.mark.unicorn
+@pytest.mark.usefixtures("flipped")
+@pytest.mark.parametrize("other", [pytest.param("kvm", marks=pytest.mark.kvm), "unicorn"])
+def test_what_differs_between_exits_that_are_the_same_is_found(
+    other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # mov al, 1; six times out 0x10, al; add al, 1 (and CF is another); setc [0x6000]; out 0x10, al; hlt
+    way = bytes.fromhex("b001" + "e610" * 6 + "0401 0f92060060 e610 f4")
+    monkeypatch.setattr(seeds.FlippedBackend, "AT", 0x7C0E)
+    report = diff(code(way), Side(backend=other), Side(backend="flipped"), step=True)
+    assert (report.verdict, report.exit, report.exits) == ("diverged", None, 7)
+    assert [(r.gpa, r.a, r.b) for r in report.memory] == [(0x6000, "00", "01")]
+    assert report.step is not None
+    assert (report.step.exit, report.step.number, report.step.address) == (6, 1, 0x7C0E)
+    assert "differ at exit 7" in report.step.note
 
 
 @pytest.mark.unicorn

@@ -103,12 +103,13 @@ class SideView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Which instruction between the last exit that was the same and the one that differs is the
-    first behind which the sides differ. `number` counts from 1; None: none was found, and `note`
+    """The first instruction behind which the sides differ: the `number`-th, from 1, behind exit `exit`,
+    at which they were the same still (0: the start). None: none was found, and `note`
     says what that means. `how` says for each side how it was gone through."""
 
     number: int | None
     how: tuple[str, str]
+    exit: int = 0
     note: str = ""
     address: int | None = None
     a: str = ""
@@ -285,8 +286,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             return
         yield "part", "the first instruction that differs"
         if step.number is not None:
-            where = f"at {step.address or 0:#x}"
-            yield "here", f"  instruction {step.number} behind the last exit that was the same, {where}"
+            behind = f"exit {step.exit}" if step.exit else "the start"
+            yield "here", f"  instruction {step.number} behind {behind}, at {step.address or 0:#x}"
             if step.a == step.b:
                 yield "here", f"  > {step.a}"
             else:

@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterator
 
 from ..errors import VmmsimError
 from ..machine import Machine
+from ..snapshot.cow import image_of
+from ..snapshot.pages import differences
 from . import look
 from .explain import Scene, explain
 from .lockstep import Lockstep, Runner, TraceComparer, step_line
 from .report import Change, CodeLine, Explanation, FieldPair, MemoryRange, OutputDifference, Report, SideView
 from .sides import Side, Workload, check_side, usable
-from .step import first_instruction
+from .step import first_difference, first_instruction
 
 __all__ = ["diff"]
 
@@ -52,7 +54,7 @@ def diff(
         lockstep = Lockstep(left, right, TraceComparer())
         same = lockstep.run(limit=limit, timeout=timeout, progress=progress)
         if same:
-            return _judge_ends(workload, a, b, lockstep, command)
+            return _judge_ends(workload, a, b, lockstep, step, command)
         events = tuple(_event(side, other) for side, other in ((left, right), (right, left)))
         counted = lockstep.comparer
         ends = tuple(side.end.detail if side.end is not None else "" for side in (left, right))
@@ -125,7 +127,7 @@ def _alone(
 # -- the exits were the same
 
 
-def _judge_ends(workload: Workload, a: Side, b: Side, lockstep: Lockstep, command: str) -> Report:
+def _judge_ends(workload: Workload, a: Side, b: Side, lockstep: Lockstep, step: bool, command: str) -> Report:
     left, right, counted = lockstep.left, lockstep.right, lockstep.comparer
     machines = (left.machine, right.machine)
     registers: tuple[FieldPair, ...] = ()
@@ -147,12 +149,17 @@ def _judge_ends(workload: Workload, a: Side, b: Side, lockstep: Lockstep, comman
             notes.append("registers and memory were not compared: the sides are not at the same exit")
     found = {"registers": registers, "memory": memory, "devices": fields, "output": printed}
     what = next((name for name, value in found.items() if value), "")
+    result = None
+    if what and step:
+        result = first_difference(lambda: (workload.open(a), workload.open(b)), counted.count, _differ)
     explanations: tuple[Explanation, ...] = ()
     if what:
         scene = Scene(
             provenances=(machines[0].backend.provenance, machines[1].backend.provenance),
             states=(states[0], states[1]),
             fields=registers,
+            insns=_texts(result.a, result.b) if result is not None and result.number is not None else (),
+            exact=True,
         )
         explanations = explain(scene)
     views = []
@@ -185,8 +192,19 @@ def _judge_ends(workload: Workload, a: Side, b: Side, lockstep: Lockstep, comman
         devices=fields,
         output=printed,
         explanations=explanations,
+        step=result,
         notes=tuple(notes),
         command=command,
+    )
+
+
+def _differ(one: Machine, two: Machine) -> bool:
+    """Whether two machines at one exit differ in anything."""
+    return bool(
+        _all_registers(one, two)
+        or any(differences(image_of(one.memory), image_of(two.memory)))
+        or look.devices(one, two)[0]
+        or look.output(one, two)
     )
 
 

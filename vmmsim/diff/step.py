@@ -34,7 +34,7 @@ from .walk import Walker, masked
 if TYPE_CHECKING:
     from ..snapshot.values import Snapshot
 
-__all__ = ["first_instruction"]
+__all__ = ["first_difference", "first_instruction"]
 
 #: Instructions that are walked, at most; and with different RIPs, before the ways are taken for parted.
 _MOST_STEPS = 200_000
@@ -45,8 +45,41 @@ _FIRST_REACH, _LAST_REACH = 256, 1 << 36
 Open = Callable[[], tuple[Machine, Machine]]
 
 
+def first_difference(open_both: Open, exits: int, differ: Callable[[Machine, Machine], bool]) -> StepResult:
+    """Of two runs whose `exits` exits are all the same, but not what they come to: halve between the
+    exits by `differ`, which compares two machines, and then between instructions."""
+    low, high = 0, exits + 1  # the end, if they are the same at the last exit
+    tries = 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        tries += 1
+        both = tuple(Walker(machine, exits) for machine in open_both())
+        try:
+            for side in both:
+                side.run_to(middle)
+            if differ(both[0].machine, both[1].machine):
+                high = middle
+            else:
+                low = middle
+        finally:
+            for side in both:
+                side.machine.close()
+    found = first_instruction(open_both, low)
+    where = f"they are the same at exit {low} and differ " + (
+        f"at exit {high}" if high <= exits else "at the end"
+    )
+    note = f"{where}, found in {tries} runs"
+    if found.number is not None:
+        note = f"{found.note}; {note}" if found.note else note
+    return msgspec.structs.replace(found, note=note)
+
+
 def first_instruction(open_both: Open, equal: int) -> StepResult:
     """Find it between exit `equal`, the last that was the same, and the one behind it."""
+    return msgspec.structs.replace(_between(open_both, equal), exit=equal)
+
+
+def _between(open_both: Open, equal: int) -> StepResult:
     both = _at_the_last_equal(open_both, equal)
     if both is None:
         return StepResult(
