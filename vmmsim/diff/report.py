@@ -33,8 +33,7 @@ _LABEL = 16
 
 
 class FieldPair(msgspec.Struct, frozen=True):
-    """A register, or a field of a device, that differs. `changed`: its value at the last exit that
-    was the same, where that is known."""
+    """A register, or a field of a device, that differs."""
 
     name: str
     a: Any
