@@ -25,6 +25,7 @@ _GROUPS = (
     "bench_migrate",
     "bench_snapshot",
     "bench_gdb",
+    "bench_diff",
 )
 
 

@@ -8,8 +8,8 @@ A page is run from top to bottom in an empty directory. What a fence holds decid
               and `# exit code N` behind a command says how it ends if that is not 0
     sh        commands with nothing to compare; only the quick start, which .ci/run runs
 
-A comment `<!-- file: NAME -->` before a fence stores its text as NAME, and `<!-- on: NAME -->`
-keeps an example to one backend. Where a page says "unicorn" the run on KVM says "kvm".
+A comment `<!-- file: NAME -->` before a fence stores its text as NAME (a .py is not run then), and
+`<!-- on: NAME -->` keeps an example to one backend. Where a page says "unicorn" the run on KVM says "kvm".
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _FENCE = re.compile(
-    r"(?P<notes>(?:^<!-- .* -->\n)*)^```(?P<lang>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+    r"(?P<notes>(?:^<!-- [^\n]* -->\n)*)^```(?P<lang>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
 _NOTE = re.compile(r"<!-- (on|file): (\S+) -->")
 _OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -147,6 +147,8 @@ def test_examples(page: Path, backend_name: str, tmp_path: Path, monkeypatch: py
     for example in found:
         if "file" in example.notes:
             (tmp_path / example.notes["file"]).write_text(example.text, encoding="utf-8")
+            if example.notes["file"].endswith(".py"):  # a module, for the commands that follow
+                continue
         if example.lang not in _RUN or example.notes.get("on", backend_name) != backend_name:
             continue
         text = re.sub(r'(open_backend\(|backend=)"unicorn"', rf'\1"{backend_name}"', example.text)

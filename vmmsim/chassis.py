@@ -7,11 +7,12 @@ anew from their states, and with `furnish` they take their places.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import models
-from .bus import Bus, Device, Mapping
+from .bus import Bus, Device
+from .bus import Mapping as BusMapping
 from .clock import CLOCKS, Clock
 from .dispatch import Dispatcher, Observer
 from .errors import UsageError
@@ -22,16 +23,20 @@ if TYPE_CHECKING:
     from .config import MachineConfig
     from .devices.base import CharSink, CharSource
 
-__all__ = ["Chassis"]
+__all__ = ["Chassis", "Maker"]
 
 #: Guest-physical addresses have 52 bits (SDM vol. 3, 4.1.4); the MMIO bus covers them all.
 _MMIO_LIMIT = 1 << 52
+
+#: Makes a device of a machine, from its resources and its state.
+Maker = Callable[[Wiring], Device]
 
 
 class Chassis:
     """Base of Machine. `source` and `sink` are the ends of the guest's characters, `on_exit` and
     `on_event` what debug-exit and the reset and power-off devices call, `on_snapshot` and
-    `generation` what the snapshot port does."""
+    `generation` what the snapshot port does. `replace` makes devices of the model in another way
+    than its table does, by name."""
 
     def __init__(
         self,
@@ -43,6 +48,7 @@ class Chassis:
         on_event: Callable[[str], None],
         on_snapshot: Callable[[int], None],
         generation: Callable[[], int],
+        replace: Mapping[str, Maker] | None = None,
     ) -> None:
         self.config = config
         self.memory = GuestMemory()
@@ -65,6 +71,13 @@ class Chassis:
         #: The time that the devices see.
         self.clock: Clock = CLOCKS[config.clock]()
         self._wiring = self._wire({}, self.clock, self.devices)
+        self._replaced = dict(replace or {})
+        for name in self._replaced:
+            if name not in models.names(config):
+                raise UsageError(
+                    f"there is no device '{name}' in this machine to be replaced",
+                    hint="its devices are: " + ", ".join(models.names(config)),
+                )
         for start, length in models.ram(config):
             self.memory.add(start, length)
         for name in models.names(config):
@@ -81,10 +94,13 @@ class Chassis:
             **self._ends,
         )
 
+    def _make(self, name: str, wiring: Wiring) -> Device:
+        return self._replaced.get(name, models.DEVICES[name].make)(wiring)
+
     def _place(self, name: str) -> None:
         """Make a device of the model and put it on its bus."""
         spec = models.DEVICES[name]
-        device = spec.make(self._wiring)
+        device = self._make(name, self._wiring)
         if spec.behind not in models.names(self.config):
             attach = self.attach_port if spec.space == "port" else self.attach_mmio
             attach(spec.start, spec.length, getattr(device, spec.face) if spec.face else device, name)
@@ -103,7 +119,7 @@ class Chassis:
         name: str = "",
         *,
         restore: Callable[[Any], Device] | None = None,
-    ) -> Mapping:
+    ) -> BusMapping:
         """Put a device on `length` I/O ports from `port` on. See `Bus.attach`.
 
         `name` is its key in `devices`, without one that of its class: UsageError for a name
@@ -124,7 +140,7 @@ class Chassis:
         name: str = "",
         *,
         restore: Callable[[Any], Device] | None = None,
-    ) -> Mapping:
+    ) -> BusMapping:
         """Put a device on `length` bytes of guest-physical memory from `gpa` on, in a hole.
 
         Raises UsageError where RAM or ROM is: the guest would reach that, not the device.
@@ -142,7 +158,7 @@ class Chassis:
         self._makers[mapping.name] = restore
         return mapping
 
-    def detach(self, mapping: Mapping) -> None:
+    def detach(self, mapping: BusMapping) -> None:
         """Take what `attach_port` or `attach_mmio` gave off its bus and out of `devices`.
 
         Its addresses are unclaimed again. Raises UsageError for what is on neither bus.
@@ -189,8 +205,13 @@ class Chassis:
                     f"the device '{name}' cannot be part of a snapshot: nobody says how it is restored",
                     hint="attach it with restore=, which makes one from its state()",
                 )
-            states[name] = device.state()  # type: ignore[attr-defined]
-            for part, _ in models.DEVICES[name].parts if name not in self._makers else ():
+            if not hasattr(device, "state"):
+                raise UsageError(
+                    f"the device '{name}' cannot be part of a snapshot: it has no state()",
+                    hint="give it state(), and a constructor that takes state=",
+                )
+            states[name] = device.state()
+            for part, _ in models.DEVICES[name].parts if name not in self._makers | self._replaced else ():
                 states[f"{name}.{part}"] = getattr(device, part).state()
         return states
 
@@ -201,7 +222,7 @@ class Chassis:
         """
         wiring = self._wire(states, clock, {})
         for name in models.names(self.config):
-            wiring.devices[name] = models.DEVICES[name].make(wiring)
+            wiring.devices[name] = self._make(name, wiring)
         for name, make in self._makers.items():
             assert make is not None  # device_states has looked
             wiring.devices[name] = make(states[name])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from .streams import BufferSink, QueueSource, TeeSink
 from .travel import Gate, Pause, TimeTravel
 
 if TYPE_CHECKING:
+    from .chassis import Maker
     from .devices.base import CharSink, CharSource
     from .expect import SerialConsole
     from .guests import Guest
@@ -57,7 +58,8 @@ class Machine(TimeTravel):
 
     `backend` is a name (`auto`, `kvm`, `unicorn`) or an opened Backend. `source` and
     `sink` are the two ends of the guest's characters; without them input comes from
-    `serial.send` and output is kept in `output`. Further keywords are fields of
+    `serial.send` and output is kept in `output`. `replace` puts devices in the places of the
+    model's: name -> what makes one from a `vmmsim.wiring.Wiring`. Further keywords are fields of
     MachineConfig. Raises UsageError, BackendUnavailable, HostError.
     """
 
@@ -68,6 +70,7 @@ class Machine(TimeTravel):
         backend: str | Backend = "auto",
         source: CharSource | None = None,
         sink: CharSink | None = None,
+        replace: Mapping[str, Maker] | None = None,
         **fields: Any,
     ) -> None:
         config = config or MachineConfig()
@@ -105,6 +108,7 @@ class Machine(TimeTravel):
                 on_event=lambda event: self.request_stop(SystemEvent(event)),
                 on_snapshot=self._asked,
                 generation=lambda: self.generation,
+                replace=replace,
             )
             self.vm = self.backend.create_vm(self._vm_options())
             self.memory.attach(self.vm, self._settle, self._check_vacant)
@@ -208,6 +212,7 @@ class Machine(TimeTravel):
         rewind: bool = True,
         count_insns: bool = False,
         identity: Identity | None = None,
+        replace: Mapping[str, Maker] | None = None,
     ) -> Machine:
         """A new machine that goes on where `snapshot` was taken.
 
@@ -217,7 +222,7 @@ class Machine(TimeTravel):
         config = snapshot.config
         if count_insns:
             config = msgspec.structs.replace(config, count_insns=True)
-        machine = cls(config, backend=backend, source=source, sink=sink)
+        machine = cls(config, backend=backend, source=source, sink=sink, replace=replace)
         try:
             machine.restore(snapshot, rewind=rewind)
             if identity is not None:

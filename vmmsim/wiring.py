@@ -48,6 +48,10 @@ class Wiring(msgspec.Struct):
         """The state of the device `name`, or None for that after power-on."""
         return self.states.get(name)
 
+    def line(self, number: int) -> Any:
+        """The ISA interrupt line `number`."""
+        return _line(self, number)
+
 
 def _line(w: Wiring, number: int) -> Any:
     """The ISA interrupt line `number` (0-15), to all the interrupt controllers that the machine has.

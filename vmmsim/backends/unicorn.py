@@ -36,8 +36,10 @@ _CODE_BUFFER = 16 << 20
 _ENGINES = ("native", "portable")
 
 
-def _choose() -> tuple[str, str]:
-    """(engine, why), by VMMSIM_UNICORN and by what this host allows."""
+def _choose(engine: str | None) -> tuple[str, str]:
+    """(engine, why), by what was asked for, VMMSIM_UNICORN, and what this host allows."""
+    if engine == "portable":
+        return "portable", "asked for"
     wanted = os.environ.get("VMMSIM_UNICORN", "")
     if wanted and wanted not in _ENGINES:
         raise UsageError(f"VMMSIM_UNICORN is '{wanted}'", hint="set it to native or portable, or not at all")
@@ -56,11 +58,11 @@ def _choose() -> tuple[str, str]:
 
 
 class UnicornBackend(Backend):
-    """See the module. Opening it loads the unicorn package."""
+    """See the module. Opening it loads the unicorn package. `engine`: `portable`, or None to choose."""
 
     name = "unicorn"
 
-    def __init__(self) -> None:
+    def __init__(self, engine: str | None = None) -> None:
         found = self.availability()
         if not found.usable:
             raise BackendUnavailable("unicorn", found.reason, hint=found.fix)
@@ -69,7 +71,7 @@ class UnicornBackend(Backend):
         usable, reason = context_usable()
         if not usable:
             raise BackendUnavailable("unicorn", reason, hint="pip install unicorn==2.1.4")
-        self.engine, self.engine_reason = _choose()
+        self.engine, self.engine_reason = _choose(engine)
 
     @classmethod
     def availability(cls) -> Availability:

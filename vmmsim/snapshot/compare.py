@@ -13,7 +13,7 @@ from ..cpu.state import CpuState
 from .pages import MemoryImage, differences
 from .values import Snapshot
 
-__all__ = ["Difference", "FieldDifference", "MemoryDifference", "compare"]
+__all__ = ["Difference", "FieldDifference", "MemoryDifference", "compare", "field_differences", "unequal"]
 
 #: How near, in bytes, to the next instruction a difference is taken for one of code.
 _NEAR = 256
@@ -78,24 +78,25 @@ def _fields(a: Snapshot, b: Snapshot) -> Iterator[FieldDifference]:
             yield FieldDifference(f"cpu{at}", mine and "there", theirs and "there")
             continue
         for name, x, y in mine.state.diff(theirs.state):
-            yield from _flat(prefix + name, x, y)
+            yield from field_differences(prefix + name, x, y)
         for name in ("run_state", "insns"):
-            yield from _flat(prefix + name, getattr(mine, name), getattr(theirs, name))
+            yield from field_differences(prefix + name, getattr(mine, name), getattr(theirs, name))
     for name in (*a.devices, *(n for n in b.devices if n not in a.devices)):
-        yield from _flat(name, a.devices.get(name), b.devices.get(name))
+        yield from field_differences(name, a.devices.get(name), b.devices.get(name))
     for name in ("clock", "config", "input_position", "random_state", "generation", "current"):
-        yield from _flat(name, getattr(a, name), getattr(b, name))
+        yield from field_differences(name, getattr(a, name), getattr(b, name))
 
 
-def _flat(name: str, x: Any, y: Any) -> Iterator[FieldDifference]:
+def field_differences(name: str, x: Any, y: Any) -> Iterator[FieldDifference]:
+    """Where two values of one kind differ, by dotted name: structs and tuples field by field."""
     if x == y:
         return
     if isinstance(x, msgspec.Struct) and type(x) is type(y):
         for field in x.__struct_fields__:
-            yield from _flat(f"{name}.{field}", getattr(x, field), getattr(y, field))
+            yield from field_differences(f"{name}.{field}", getattr(x, field), getattr(y, field))
     elif isinstance(x, tuple) and isinstance(y, tuple) and len(x) == len(y):
         for at, (mine, theirs) in enumerate(zip(x, y, strict=True)):
-            yield from _flat(f"{name}[{at}]", mine, theirs)
+            yield from field_differences(f"{name}[{at}]", mine, theirs)
     else:
         yield FieldDifference(name, x, y)
 
@@ -106,7 +107,7 @@ def _stretches(a: Snapshot, b: Snapshot, pages: list[tuple[int, int]]) -> Iterat
         for at in range(gpa, gpa + size, 1 << 20):
             count = min(1 << 20, gpa + size - at)
             x, y = (_bytes(s.memory, at, count) for s in (a, b))
-            for start, length in _unequal(x, y):
+            for start, length in unequal(x, y):
                 x_code, y_code = (part.near(at + start, length) for part in code)
                 shown = start + min(length, 16)
                 yield MemoryDifference(at + start, length, x[start:shown], y[start:shown], x_code, y_code)
@@ -117,7 +118,7 @@ def _bytes(image: MemoryImage, gpa: int, length: int) -> bytes:
     return b"".join(bytes(run.length) if run.buffer is None else bytes(run.buffer) for run in runs)
 
 
-def _unequal(x: bytes, y: bytes) -> Iterator[tuple[int, int]]:
+def unequal(x: bytes, y: bytes) -> Iterator[tuple[int, int]]:
     """(start, length) of the stretches that differ, in buffers of one length."""
     mixed = (int.from_bytes(x, "little") ^ int.from_bytes(y, "little")).to_bytes(len(x), "little")
     start = end = -1
