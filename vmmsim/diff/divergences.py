@@ -6,7 +6,9 @@ comparison and docs/divergences.md all cite its entries by id.
 
 from __future__ import annotations
 
+import re
 import tomllib
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.resources import files
 
@@ -14,9 +16,40 @@ import msgspec
 
 from ..errors import UsageError
 
-__all__ = ["FILE", "Divergence", "divergence", "divergences", "ignored_bits", "parse"]
+__all__ = [
+    "FILE",
+    "Divergence",
+    "Program",
+    "divergence",
+    "divergences",
+    "explain",
+    "flag_masks",
+    "ignored_bits",
+    "parse",
+]
 
 FILE = "divergences.toml"
+
+#: Names in `differs` that stand for several fields.
+GROUPS = {
+    "reg": re.compile("r[a-z0-9]+"),
+    "xmm": re.compile(r"fpu\.xmm\d+"),
+    "st": re.compile(r"fpu\.st\d"),
+    "fpu": re.compile(r"fpu\..*"),
+    "segment": re.compile("[c-gs]s"),
+}
+
+
+class Program(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The least program that shows a divergence: a fuzz case of vmmsim.diff.case, written short.
+
+    `code` is hex. `regs` and `fpu` are values by field name; the rest is 0 (RSP the bench's)."""
+
+    mode: str
+    code: str
+    regs: dict[str, int] = msgspec.field(default_factory=dict)
+    fpu: dict[str, int | list[int]] = msgspec.field(default_factory=dict)
+    memory: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class Divergence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -26,6 +59,13 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     `ignore` are the bits of CpuState fields that a comparison leaves out, by the names of
     `CpuState.fields` ("rflags", "fpu.fop"); a mask of -1 is the whole field.
+
+    What follows is for the fuzzer. `program` shows the divergence. `insn` matches an instruction
+    that differs, as capstone writes it (`shl eax, cl`), in one of `modes` (none: all); `differs`
+    has the fields in which it may, with masks: a field of `vmmsim.diff.runner`, or a group of
+    `GROUPS`. An entry with nothing but `rflags` there is masked in each comparison; the others
+    explain a finding. `ends` explains a program that ends otherwise on the CPUs: patterns for
+    `kvm` and `unicorn`.
     """
 
     id: str
@@ -36,6 +76,36 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     source: str
     test: str
     ignore: dict[str, int] = msgspec.field(default_factory=dict)
+    program: Program | None = None
+    insn: str = ""
+    modes: tuple[str, ...] = ()
+    differs: dict[str, int] = msgspec.field(default_factory=dict)
+    ends: dict[str, str] = msgspec.field(default_factory=dict)
+
+    @property
+    def masked(self) -> bool:
+        """Whether a comparison leaves out what differs, so that nothing has to be explained."""
+        return set(self.differs) == {"rflags"}
+
+    def between(self, provenances: Sequence[str]) -> bool:
+        """Whether it is about these two: a KVM of a kind that `kvm` has, and Unicorn."""
+        kinds = {family: kind for family, _, kind in (p.partition("/") for p in provenances)}
+        return any(f.startswith("unicorn") for f in kinds) and bool(
+            {"any", kinds.get("kvm", "")} & set(self.kvm) and "kvm" in kinds
+        )
+
+    def names(self, insn: str, mode: str) -> bool:
+        """Whether `insn` (capstone's text) in `mode` is one that it is about."""
+        return bool(self.insn) and (not self.modes or mode in self.modes) and _matches(self.insn, insn)
+
+    def allows(self, field: str, bits: int) -> bool:
+        """Whether `bits` of `field` (-1: it is no number) may differ here."""
+        for name, mask in self.differs.items():
+            if (name == field or (name in GROUPS and GROUPS[name].fullmatch(field))) and (
+                mask == -1 or (bits != -1 and not bits & ~mask)
+            ):
+                return True
+        return False
 
     def applies_to(self, provenance: str, *kinds: str) -> bool:
         """Whether `provenance` (`kvm/pvm`, `unicorn-2.1.4/native`) is one of `kinds`, the CPUs
@@ -49,6 +119,15 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         if family == "kvm":
             return self.kvm.get(kind, self.kvm.get("any", self.architecture))
         return self.unicorn
+
+
+@cache
+def _pattern(text: str) -> re.Pattern[str]:
+    return re.compile(text)
+
+
+def _matches(pattern: str, text: str) -> bool:
+    return _pattern(pattern).fullmatch(text) is not None
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -72,6 +151,13 @@ def parse(text: str) -> dict[str, Divergence]:
                 f"{FILE}: '{entry.id}' is told for the provenances {sorted(entry.kvm)}",
                 hint="kvm has some of any, pvm, vmx and svm",
             )
+        try:
+            for text in (entry.insn, *entry.ends.values()):
+                re.compile(text)
+        except re.error as error:
+            raise UsageError(
+                f"{FILE}: '{entry.id}' has a pattern that is none: {error}", hint="it is a Python regex"
+            ) from error
         found[entry.id] = entry
     return found
 
@@ -97,3 +183,40 @@ def ignored_bits(ids: tuple[str, ...] | None = None) -> dict[str, int]:
         for name, mask in entry.ignore.items():
             masks[name] = masks.get(name, 0) | mask
     return masks
+
+
+@cache
+def flag_masks(insn: str, mode: str) -> int:
+    """RFLAGS that `insn` (as capstone writes it) leaves so that a comparison leaves them out."""
+    mask = 0
+    for entry in divergences().values():
+        if entry.masked and entry.names(insn, mode):
+            mask |= entry.differs["rflags"]
+    return mask
+
+
+def explain(
+    insns: Iterable[str],
+    mode: str,
+    fields: Iterable[tuple[str, int]],
+    ends: tuple[str, str],
+    provenances: tuple[str, str],
+) -> str | None:
+    """The id of the entry that explains a difference, None if none does.
+
+    `insns` are the instructions of the program, shrunk as far as it goes; `fields` what differs
+    with the bits (-1: no number); `ends` how it ended on each of `provenances`.
+    """
+    texts, wanted = list(insns), list(fields)
+    kvm = 0 if provenances[0].startswith("kvm") else 1
+    for entry in divergences().values():
+        if not entry.between(provenances) or not any(entry.names(text, mode) for text in texts):
+            continue
+        if entry.ends and ends[0] != ends[1]:
+            if _matches(entry.ends.get("kvm", ".*"), ends[kvm]) and _matches(
+                entry.ends.get("unicorn", ".*"), ends[1 - kvm]
+            ):
+                return entry.id
+        elif entry.differs and all(entry.allows(name, bits) for name, bits in wanted):
+            return entry.id
+    return None
