@@ -33,6 +33,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "devices": ("devices", "List the devices of a machine model."),
     "doctor": ("doctor", "Say what this host can run, and what to mend."),
     "snapshot": ("snapshot", "Look at snapshot files, check, compare, pack and join them."),
+    "fuzz": ("fuzz", "Run random programs on two CPUs, and list in what they differ."),
     "asm": ("asm", "Assemble a source file to a flat binary."),
 }
 
