@@ -11,15 +11,20 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from ..errors import UsageError
 
+if TYPE_CHECKING:
+    from .case import Case
+
 __all__ = [
     "FILE",
     "Divergence",
     "Program",
+    "case_of",
     "divergence",
     "divergences",
     "explain",
@@ -35,6 +40,7 @@ GROUPS = {
     "reg": re.compile("r[a-z0-9]+"),
     "xmm": re.compile(r"fpu\.xmm\d+"),
     "st": re.compile(r"fpu\.st\d"),
+    "exponent": re.compile(r"fpu\.exponent\d"),
     "fpu": re.compile(r"fpu\..*"),
     "segment": re.compile("[c-gs]s"),
 }
@@ -64,8 +70,8 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     that differs, as capstone writes it (`shl eax, cl`), in one of `modes` (none: all); `differs`
     has the fields in which it may, with masks: a field of `vmmsim.diff.runner`, or a group of
     `GROUPS`. An entry with nothing but `rflags` there is masked in each comparison; the others
-    explain a finding. `ends` explains a program that ends otherwise on the CPUs: patterns for
-    `kvm` and `unicorn`.
+    explain a finding, if all the bits of `needs` differ. `ends` explains a program that ends otherwise
+    on the CPUs: patterns for `kvm` and `unicorn`; so does `end` in `differs`, whatever the ends.
     """
 
     id: str
@@ -80,6 +86,7 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     insn: str = ""
     modes: tuple[str, ...] = ()
     differs: dict[str, int] = msgspec.field(default_factory=dict)
+    needs: dict[str, int] = msgspec.field(default_factory=dict)
     ends: dict[str, str] = msgspec.field(default_factory=dict)
 
     @property
@@ -119,6 +126,30 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         if family == "kvm":
             return self.kvm.get(kind, self.kvm.get("any", self.architecture))
         return self.unicorn
+
+    def explains(
+        self,
+        insns: Sequence[str],
+        mode: str,
+        fields: Sequence[tuple[str, int]],
+        ends: tuple[str, str],
+        provenances: tuple[str, str],
+    ) -> bool:
+        """Whether it explains a difference; see `explain`."""
+        if not self.between(provenances) or not any(self.names(text, mode) for text in insns):
+            return False
+        if ends[0] != ends[1]:
+            kvm = 0 if provenances[0].startswith("kvm") else 1
+            return "end" in self.differs or bool(
+                self.ends
+                and _matches(self.ends.get("kvm", ".*"), ends[kvm])
+                and _matches(self.ends.get("unicorn", ".*"), ends[1 - kvm])
+            )
+        return (
+            bool(self.differs)
+            and all(self.allows(name, bits) for name, bits in fields)
+            and all(any(n == name and bits & mask for n, bits in fields) for name, mask in self.needs.items())
+        )
 
 
 @cache
@@ -208,15 +239,35 @@ def explain(
     with the bits (-1: no number); `ends` how it ended on each of `provenances`.
     """
     texts, wanted = list(insns), list(fields)
-    kvm = 0 if provenances[0].startswith("kvm") else 1
     for entry in divergences().values():
-        if not entry.between(provenances) or not any(entry.names(text, mode) for text in texts):
-            continue
-        if entry.ends and ends[0] != ends[1]:
-            if _matches(entry.ends.get("kvm", ".*"), ends[kvm]) and _matches(
-                entry.ends.get("unicorn", ".*"), ends[1 - kvm]
-            ):
-                return entry.id
-        elif entry.differs and all(entry.allows(name, bits) for name, bits in wanted):
+        if entry.explains(texts, mode, wanted, ends, provenances):
             return entry.id
     return None
+
+
+def case_of(entry: Divergence) -> Case:
+    """The program of an entry as a case of the fuzzer. UsageError for an entry without one."""
+    from ..cpu.state import Registers
+    from .case import STACK, Case, Unit, base_state, check_case
+    from .encodings import unit_of
+
+    program = entry.program
+    if program is None:
+        raise UsageError(f"'{entry.id}' has no program", hint="give it one in divergences.toml")
+    code = bytes.fromhex(program.code)
+    unit = unit_of(code, program.mode) or Unit(code)
+    fpu = None
+    if program.mode == "64u":
+        values = {n: [*v, *[0] * (len(getattr(base_state("64u").fpu, n)) - len(v))] if isinstance(v, list) else v
+                  for n, v in program.fpu.items()}  # fmt: skip
+        fpu = msgspec.structs.replace(base_state("64u").fpu, **values)
+    case = Case(
+        mode=program.mode,
+        units=(unit,),
+        regs=Registers(**{"rsp": STACK, **program.regs}),
+        fpu=fpu,
+        memory=tuple((int(at, 0), bytes.fromhex(data)) for at, data in program.memory.items()),
+        seed=0,
+    )
+    check_case(case, entry.id)
+    return case

@@ -244,7 +244,7 @@ def _flags(step, mode: str) -> tuple[int, int, int]:  # type: ignore[no-untyped-
         for how in ("MODIFY", "SET", "RESET"):
             if eflags & getattr(x86, f"X86_EFLAGS_{how}_{name}", 0):
                 defines |= bit
-    if re.match("sh|sa|ro|rc|cmpxchg|rep|cmps|scas|fc|fu", step.mnemonic):
+    if re.match("sh|sa|ro|rc|cmpxchg|rep|cmps|scas|f", step.mnemonic):
         defines = 0  # nothing, if the count is 0
     if _READS_ALL.fullmatch(step.mnemonic):
         reads = 0x8D5
@@ -282,7 +282,9 @@ def _memory(chance: random.Random, mode: str, row: Row, reg: int, wide: bool) ->
     where = chance.random()
     if where < 0.06 and not row.vex:
         prefixes += bytes((chance.choice((0x2E, 0x36, 0x3E, 0x26, 0x64, 0x65)),))
-    address = DATA + chance.randrange(0, DATA_SIZE - 64)
+    # Most operands of SSE must be aligned, and what comes of one that is not is known.
+    align = 16 if row.modes == ("64u",) and chance.random() < 0.97 else 1
+    address = DATA + chance.randrange(0, DATA_SIZE - 64) & -align
     if row.features.find("p") >= 0:
         if mode == "16":
             return b"", bytes((reg & 7) << 3 | 6 for _ in (0,)) + address.to_bytes(2, "little"), 0
@@ -310,9 +312,11 @@ def _memory(chance: random.Random, mode: str, row: Row, reg: int, wide: bool) ->
             sib, tail, mod, rex = 0x25, address.to_bytes(4, "little"), 0, 0
         else:
             index = chance.choice((1, 4, 4, 2)) if where < 0.12 else chance.randrange(8)
+            if align > 1:
+                index = 4
             if base & 7 == 5 and mod == 0:
                 mod = 1
-            sib, tail = chance.randrange(4) << 6 | index << 3 | base & 7, _displacement(chance, mod, 4)
+            sib, tail = chance.randrange(4) << 6 | index << 3 | base & 7, _displacement(chance, mod, 4, align)
         return prefixes, bytes((mod << 6 | (reg & 7) << 3 | 4, sib)) + tail, rex
     if base & 7 == 5 and mod == 0:
         if chance.random() < 0.5:
@@ -322,13 +326,13 @@ def _memory(chance: random.Random, mode: str, row: Row, reg: int, wide: bool) ->
             return prefixes, bytes(((reg & 7) << 3 | 5,)) + offset.to_bytes(4, "little", signed=True), 0
         else:
             return prefixes, bytes(((reg & 7) << 3 | 5,)) + address.to_bytes(4, "little"), 0
-    return prefixes, bytes((mod << 6 | (reg & 7) << 3 | base & 7,)) + _displacement(chance, mod, 4), rex
+    return prefixes, bytes((mod << 6 | (reg & 7) << 3 | base & 7,)) + _displacement(chance, mod, 4, align), rex
 
 
-def _displacement(chance: random.Random, mod: int, size: int) -> bytes:
+def _displacement(chance: random.Random, mod: int, size: int, align: int = 1) -> bytes:
     if mod == 1:
-        return bytes((chance.getrandbits(8),))
-    return chance.randrange(-0x200, 0x200).to_bytes(size, "little", signed=True) if mod == 2 else b""
+        return bytes((chance.getrandbits(8) & -align & 0xFF,))
+    return (chance.randrange(-0x200, 0x200) & -align).to_bytes(size, "little", signed=True) if mod == 2 else b""
 
 
 _EDGES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)

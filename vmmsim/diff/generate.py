@@ -90,9 +90,10 @@ def generate(mode: str, seed: int) -> Case:
     values = [_number(chance) & top for _ in range(16)]
     if mode not in ("64", "64u"):
         values[8:] = [0] * 8
+    align = -16 if mode == "64u" else -1
     for at in (1, 4, 5, 7, 13, 14):  # RBX, RSI, RDI, RBP, R13, R14 in the order of Registers
         if at < 8 or top >> 32:
-            values[at] = DATA + 0x200 + chance.randrange(0, DATA_SIZE - 0x400)
+            values[at] = DATA + 0x200 + (chance.randrange(0, DATA_SIZE - 0x400) & align)
     values[6] = STACK - 8 * chance.randrange(8)
     regs = Registers(*values, rip=0, rflags=2 | chance.getrandbits(12) & 0x8D5 | (0x400 if chance.random() < 0.1 else 0))
     memory: list[tuple[int, bytes]] = []

@@ -5,7 +5,8 @@ A field is a register by its name in `CpuState.fields`, or one of
     end        how the program ended: `end`, `#14` for an exception, `shutdown`, ...
     accesses   what it did outside RAM, access by access
     memory     RAM
-    frame      the RFLAGS that an exception pushed
+    frame      the RFLAGS that an exception pushed, and `error`, its error code
+    fpu.exponent0..7   sign and exponent of an x87 register whose other 64 bits are the same
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import msgspec
 
 from ..backends.base import Backend
+from ..cpu.state import FpuState
 from ..cpu.vectors import ERROR_CODE_VECTORS
 from .case import CODE, CODE_END, RAM, Case
 from .divergences import ignored_bits
@@ -22,8 +24,10 @@ from .lanes import END, HUNG, NAMES, REFUSED, Lane, Outcome, open_lane
 
 __all__ = ["Field", "Pair", "Verdict"]
 
-_CF_TO_OF = 0x8D5
 _RF = 1 << 16
+_MANTISSA = (1 << 64) - 1
+#: Sign and exponent of a register that MMX has written: the divergence `mmx-exponent`.
+_MMX_EXPONENT = 0xFFFF
 
 
 class Field(msgspec.Struct, frozen=True):
@@ -77,19 +81,20 @@ class Pair:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def run(self, case: Case) -> Verdict:
-        """Run `case` on both, compare, and leave both ready for the next."""
+    def run(self, case: Case, *, masked: bool = True) -> Verdict:
+        """Run `case` on both, compare, and leave both ready for the next. Without `masked` also what
+        divergences.toml leaves out of each comparison counts."""
         left, right = self.left, self.right
         left.enter(case)
         right.enter(case)
         a = left.run(case)
         b = right.run(case)
-        verdict = self._compare(case, a, b)
+        verdict = self._compare(case, a, b, masked)
         left.leave(case)
         right.leave(case)
         return verdict
 
-    def _compare(self, case: Case, a: Outcome, b: Outcome) -> Verdict:
+    def _compare(self, case: Case, a: Outcome, b: Outcome, masked: bool) -> Verdict:
         ends = (a.end, b.end)
         if REFUSED in ends:
             return Verdict(ends=ends, refused=REFUSED)
@@ -100,6 +105,8 @@ class Pair:
             found.append(_accesses(a.seen, b.seen))
         normal = a.end == b.end == END
         mask = self._ignored.get("rflags", 0) | (case.undefined if normal else case.ever_undefined)
+        if not masked:
+            mask = 0
         if a.regs != b.regs:
             for name, mine, theirs in zip(NAMES, a.regs, b.regs, strict=True):
                 if mine != theirs and (name != "rflags" or (mine ^ theirs) & ~mask):
@@ -107,7 +114,7 @@ class Pair:
         if a.state is not None or b.state is not None:
             self._states(case, a, b, found)
         if a.fpu is not None and b.fpu is not None and a.fpu != b.fpu:
-            self._fpus(a.fpu, b.fpu, found)
+            self._fpus(a.fpu, b.fpu, found, masked)
         self._memories(case, a, b, mask, found)
         if HUNG in ends and len(found) > 1:
             found = found[:1]
@@ -125,26 +132,33 @@ class Pair:
             if x != y:
                 found.append(Field(name, x, y))
 
-    def _fpus(self, a: Any, b: Any, found: list[Field]) -> None:
+    def _fpus(self, a: FpuState, b: FpuState, found: list[Field], masked: bool) -> None:
         for name in ("fcw", "fsw", "ftw", "fop", "fip", "fdp", "mxcsr"):
             x, y = getattr(a, name), getattr(b, name)
-            if (x ^ y) & ~self._ignored.get(f"fpu.{name}", 0):
+            if (x ^ y) & ~(self._ignored.get(f"fpu.{name}", 0) if masked else 0):
                 found.append(Field(f"fpu.{name}", x, y))
-        for name in ("st", "xmm"):
-            for number, (x, y) in enumerate(zip(getattr(a, name), getattr(b, name), strict=True)):
-                if x != y:
-                    found.append(Field(f"fpu.{name}{number}", x, y))
+        for number, (x, y) in enumerate(zip(a.xmm, b.xmm, strict=True)):
+            if x != y:
+                found.append(Field(f"fpu.xmm{number}", x, y))
+        for number, (x, y) in enumerate(zip(a.st, b.st, strict=True)):
+            if x == y:
+                continue
+            if (x ^ y) & _MANTISSA:
+                found.append(Field(f"fpu.st{number}", x, y))
+            elif not masked or _MMX_EXPONENT not in (x >> 64, y >> 64):
+                found.append(Field(f"fpu.exponent{number}", x >> 64, y >> 64))
 
     def _memories(self, case: Case, a: Outcome, b: Outcome, mask: int, found: list[Field]) -> None:
         mine, theirs = self.left.ram, self.right.ram
         if a.end == b.end and a.end[0] == "#" and a.regs[6] == b.regs[6]:
-            at, size = _pushed_flags(case.mode, int(a.end[1:]), a.regs[6])
-            if 0 <= at and at + size <= RAM:
+            for name, at, size in _frame(case.mode, int(a.end[1:]), a.regs[6]):
+                if not 0 <= at <= at + size <= RAM:
+                    continue
                 x, y = (int.from_bytes(m[at : at + size], "little") for m in (mine, theirs))
                 if x != y:
                     theirs[at : at + size] = mine[at : at + size]
-                    if (x ^ y) & ~(mask | _RF):
-                        found.append(Field("frame", x, y))
+                    if (x ^ y) & ~(mask | _RF) or name == "error":
+                        found.append(Field(name, x, y))
         # Where nothing was written both hold the base's bytes; code of other cases is never compared.
         if _differs(mine, theirs, 0, CODE) or _differs(mine, theirs, CODE_END, RAM):
             found.append(_memory(mine, theirs))
@@ -174,10 +188,12 @@ def _memory(mine: Any, theirs: Any) -> Field:
     return Field("memory", f"{at:#x}: {x.hex(' ')}", f"{at:#x}: {y.hex(' ')}")
 
 
-def _pushed_flags(mode: str, vector: int, rsp: int) -> tuple[int, int]:
-    """(gpa, size) of the image of RFLAGS in an exception's frame (SDM vol. 3, 6.12.1, 6.14.2; 20.1.4)."""
+def _frame(mode: str, vector: int, rsp: int) -> list[tuple[str, int, int]]:
+    """(field, gpa, size) of RFLAGS and of the error code in an exception's frame (SDM vol. 3, 6.12.1,
+    6.13, 6.14.2; 20.1.4)."""
     if mode == "16":
-        return (rsp & 0xFFFF) + 4, 2
+        return [("frame", (rsp & 0xFFFF) + 4, 2)]
     word = 4 if mode == "32" else 8
-    error = word if vector in ERROR_CODE_VECTORS else 0
-    return rsp + error + 2 * word, word
+    if vector not in ERROR_CODE_VECTORS:
+        return [("frame", rsp + 2 * word, word)]
+    return [("frame", rsp + 3 * word, word), ("error", rsp, word)]
