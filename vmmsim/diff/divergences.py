@@ -69,7 +69,7 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     What follows is for the fuzzer. `program` shows the divergence. `insn` matches an instruction
     that differs, as capstone writes it (`shl eax, cl`), in one of `modes` (none: all); `differs`
     has the fields in which it may, with masks: a field of `vmmsim.diff.runner`, or a group of
-    `GROUPS`. An entry with nothing but `rflags` there is masked in each comparison; the others
+    `GROUPS`. An entry with `rflags` and nothing else (but `end`) there is masked in each comparison; the others
     explain a finding, if all the bits of `needs` differ. `ends` explains a program that ends otherwise
     on the CPUs: patterns for `kvm` and `unicorn`; so does `end` in `differs`, whatever the ends.
     """
@@ -92,7 +92,7 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     @property
     def masked(self) -> bool:
         """Whether a comparison leaves out what differs, so that nothing has to be explained."""
-        return set(self.differs) == {"rflags"}
+        return "rflags" in self.differs and set(self.differs) <= {"rflags", "end"}
 
     def between(self, provenances: Sequence[str]) -> bool:
         """Whether it is about these two: a KVM of a kind that `kvm` has, and Unicorn."""
