@@ -39,7 +39,7 @@ class UnicornQuick:
 
     def put(self, registers: tuple[int, ...], fpu: FpuState | None) -> None:
         vcpu, codec = self._vcpu, self._codec
-        if vcpu._restart or not vcpu.whole:  # type: ignore[attr-defined]
+        if not vcpu.whole or getattr(vcpu, "_restart", False):
             vcpu.abandon()
         data = self._context.data
         paging = self._control(data)

@@ -152,6 +152,8 @@ class Pair:
         mine, theirs = self.left.ram, self.right.ram
         if a.end == b.end and a.end[0] == "#" and a.regs[6] == b.regs[6]:
             for name, at, size in _frame(case.mode, int(a.end[1:]), a.regs[6]):
+                if case.mode == "32":
+                    at &= 0xFFFFFFFF
                 if not 0 <= at <= at + size <= RAM:
                     continue
                 x, y = (int.from_bytes(m[at : at + size], "little") for m in (mine, theirs))

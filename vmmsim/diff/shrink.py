@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from ..cpu.state import GPR_NAMES, FpuState
-from .case import STACK, Case, base_state
+from .case import STACK, Case, Unit, base_state, disassemble
 from .encodings import unit_of
 
 __all__ = ["shrink"]
@@ -70,8 +70,12 @@ def _steps(case: Case) -> Iterator[Case]:
     for at, unit in enumerate(units):
         for code in _plainer_codes(unit.code):
             plainer = unit_of(code, case.mode)
-            if plainer is not None:
+            if plainer is not None and _mnemonics(case.mode, plainer) == _mnemonics(case.mode, unit):
                 yield replace(case, units=(*units[:at], plainer, *units[at + 1 :]))
+
+
+def _mnemonics(mode: str, unit: Unit) -> list[str]:
+    return [text.partition(" ")[0] for _, text in disassemble(mode, (unit,))]
 
 
 def _with_fpu(fpu: FpuState, **values: object) -> FpuState:
