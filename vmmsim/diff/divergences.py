@@ -233,7 +233,7 @@ def explain(
     ends: tuple[str, str],
     provenances: tuple[str, str],
 ) -> str | None:
-    """The id of the entry that explains a difference, None if none does.
+    """The id of the entry that explains a difference, or of several joined by `+`; None if none does.
 
     `insns` are the instructions of the program, shrunk as far as it goes; `fields` what differs
     with the bits (-1: no number); `ends` how it ended on each of `provenances`.
@@ -242,7 +242,35 @@ def explain(
     for entry in divergences().values():
         if entry.explains(texts, mode, wanted, ends, provenances):
             return entry.id
-    return None
+    return _together(texts, mode, wanted, ends, provenances)
+
+
+def _together(
+    texts: Sequence[str],
+    mode: str,
+    fields: Sequence[tuple[str, int]],
+    ends: tuple[str, str],
+    provenances: tuple[str, str],
+) -> str | None:
+    """The ids of the entries that explain a difference together, field by field, joined by `+`."""
+    if ends[0] != ends[1]:
+        return None
+    able = [
+        entry
+        for entry in divergences().values()
+        if entry.differs
+        and entry.between(provenances)
+        and any(entry.names(text, mode) for text in texts)
+        and all(any(n == name and bits & mask for n, bits in fields) for name, mask in entry.needs.items())
+    ]
+    used: list[str] = []
+    for name, bits in fields:
+        entry = next((entry for entry in able if entry.allows(name, bits)), None)
+        if entry is None:
+            return None
+        if entry.id not in used:
+            used.append(entry.id)
+    return "+".join(used)
 
 
 def case_of(entry: Divergence) -> Case:

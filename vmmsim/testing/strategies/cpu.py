@@ -65,17 +65,19 @@ def fpu_states() -> st.SearchStrategy[FpuState]:
     )
 
 
-def cpu_states(mode: str) -> st.SearchStrategy[CpuState]:
+def cpu_states(mode: str, *, fpu: bool = True) -> st.SearchStrategy[CpuState]:
     """Whole states of `mode` (16, 32, 64, 64u), valid by `vmmsim.cpu.validate`: the bench's segments,
-    tables and control registers, with any registers, x87 and SSE state, CR2, CR8, and MSRs of SYSCALL."""
+    tables and control registers, with any registers, CR2, CR8, shadow of STI and, with `fpu`, x87 and SSE
+    state."""
     wide = _wide(mode)
 
-    def build(general: Registers, fpu: FpuState, cr2: int, cr8: int, shadow: bool) -> CpuState:
+    def build(general: Registers, float_state: FpuState | None, cr2: int, cr8: int, shadow: bool) -> CpuState:
         state = base_state(mode).copy()
         for name in Registers.__struct_fields__:
             setattr(state, name, getattr(general, name))
         state.rip = base_state(mode).rip
-        state.fpu = fpu
+        if float_state is not None:
+            state.fpu = float_state
         state.cr2, state.cr8 = cr2, cr8
         if shadow:
             state.rflags |= 1 << 9
@@ -84,5 +86,10 @@ def cpu_states(mode: str) -> st.SearchStrategy[CpuState]:
 
     address = st.integers(0, (1 << 47) - 1 if wide else 0xFFFFFFFF)
     return st.builds(
-        build, registers(mode), fpu_states(), address, st.integers(0, 15) if wide else st.just(0), st.booleans()
+        build,
+        registers(mode),
+        fpu_states() if fpu else st.none(),
+        address,
+        st.integers(0, 15) if wide else st.just(0),
+        st.booleans(),
     )
