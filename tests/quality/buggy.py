@@ -84,7 +84,9 @@ class WrongFlag(_Vcpu):
     def state(self) -> CpuState:
         state: CpuState = self._inner.state()
         code = self._vm.read_physical(self._started.linear_rip, 64)
-        names = [step[2] for step in capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64).disasm_lite(code, 0)]
+        names = [
+            step[2] for step in capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64).disasm_lite(code, 0)
+        ]
         program = names[: names.index("hlt")] if "hlt" in names else names
         if program and program[-1].endswith("xadd"):
             state.rflags ^= 4

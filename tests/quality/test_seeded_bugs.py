@@ -43,7 +43,11 @@ def hunt(bug: str, most: int) -> Finding:
 
 def within(most: int) -> settings:
     return settings(
-        max_examples=most, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+        max_examples=most,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
     )
 
 
@@ -86,7 +90,9 @@ def test_an_interrupt_shadow_that_is_lost_is_found_within_50_states() -> None:
         return [name for name, _, _ in state.diff(lane.vcpu.state())] == ["events.sti_shadow"]
 
     try:
-        found = find(cpu_states("64", fpu=False), lost, settings=settings(within(50), phases=[Phase.generate]))
+        found = find(
+            cpu_states("64", fpu=False), lost, settings=settings(within(50), phases=[Phase.generate])
+        )
     finally:
         lane.close()
     assert found.events.sti_shadow
@@ -100,7 +106,8 @@ def _order(pic: Any, schedule: tuple[tuple[int, int, bool], ...]) -> list[int]:
         for word in words[1:]:
             chip.write(1, 1, word)
     for _, line, level in schedule:
-        pic.input(line).set(level)
+        if line != 2:  # the slave's
+            pic.input(line).set(level)
     while pic.pending() and len(seen) < 32:
         vector = pic.acknowledge()
         seen.append(vector)

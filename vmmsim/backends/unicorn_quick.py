@@ -25,6 +25,10 @@ class UnicornQuick:
 
     def __init__(self, vcpu: UnicornVcpu) -> None:
         vcpu.settle()
+        # The native engine lets code run free until its first access; which program has that must not
+        # matter.
+        if not getattr(vcpu, "_watched", True):
+            vcpu._watch(True)  # type: ignore[attr-defined]
         self._vcpu = vcpu
         codec = self._codec = vcpu.codec
         self._context = codec._context
@@ -42,7 +46,6 @@ class UnicornQuick:
         if not vcpu.whole or getattr(vcpu, "_restart", False):
             vcpu.abandon()
         data = self._context.data
-        paging = self._control(data)
         data[:] = self._base
         codec._put_registers(data, Registers(*registers))
         if fpu is not None:
@@ -53,12 +56,8 @@ class UnicornQuick:
             codec.write(x86.UC_X86_REG_FPCW, now.fcw)
             codec.write(x86.UC_X86_REG_MXCSR, now.mxcsr)
         self._fpu = fpu is not None
-        if paging != self._control(data):
-            codec.flush_tlb()
-
-    def _control(self, data: memoryview) -> bytes:
-        at = self._codec.layout
-        return bytes(data[at.cr : at.cr + 8]) + bytes(data[at.cr + 24 : at.cr + _CR_SIZE])
+        # Each time, even with the same tables: what a program meets must not depend on those before.
+        codec.flush_tlb()
 
     def get(self) -> tuple[tuple[int, ...], bool, FpuState | None]:
         codec = self._codec

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -81,7 +82,9 @@ def _replay(path: str, left: str, right: str) -> int:
     with Pair(open_backend(left)[0], open_backend(right)[0]) as pair:
         verdict = pair.run(case)
         if verdict.refused:
-            out(f"cannot be compared: {pair.provenances[0]} {verdict.ends[0]}, {pair.provenances[1]} {verdict.ends[1]}")
+            out(
+                f"cannot be compared: {pair.provenances[0]} {verdict.ends[0]}, {pair.provenances[1]} {verdict.ends[1]}"
+            )
             return 0
         if not verdict.fields:
             out("no difference")
@@ -130,12 +133,30 @@ def _campaign(
                     saved = time.monotonic()
             advance(job.count, len(total.new))
 
-        try:
-            run_campaign(jobs, make, window=window, done=done, until=until)
-        except KeyboardInterrupt:
-            _close(corpus, total)
-            raise
-    return _close(corpus, total)
+        with _ctrl_c() as pressed:
+            run_campaign(jobs, make, window=window, done=done, until=until, stop=lambda: bool(pressed))
+    code = _close(corpus, total)
+    if pressed:
+        raise KeyboardInterrupt
+    return code
+
+
+@contextlib.contextmanager
+def _ctrl_c() -> Iterator[list[int]]:
+    """What is given gets an element when Ctrl-C is pressed: an exception in the middle of a case would be
+    lost in a callback. A second one ends the process as ever."""
+    pressed: list[int] = []
+
+    def note_it(number: int, frame: object) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    before = signal.signal(signal.SIGINT, note_it)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _ranges(
@@ -192,7 +213,13 @@ def _close(corpus: Corpus | None, total: Report) -> int:
         report = corpus.report
     findings = sorted(report.findings.values(), key=lambda f: (bool(f.known), -f.count, f.cause))
     rows = [
-        (f.mode, f.cause if not f.known else f"such as {f.cause}", str(f.count), f.known or "NEW", str(f.seed))
+        (
+            f.mode,
+            f.cause if not f.known else f"such as {f.cause}",
+            str(f.count),
+            f.known or "NEW",
+            str(f.seed),
+        )
         for f in findings
     ]
     if rows:

@@ -13,7 +13,6 @@ again; the same seeds give the same findings, whatever the executor.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import re
@@ -34,7 +33,9 @@ from .generate import generate
 __all__ = ["Corpus", "InlineExecutor", "Range", "Report", "executor_factory", "merge", "run_campaign", "work"]
 
 #: Cases in a range: some tenths of a second of work.
-RANGE = 500
+RANGE = 250
+#: Seconds between two looks at whether to stop.
+_LOOK = 0.2
 #: How often a range may lose its worker before the campaign gives up.
 _MOST_DEATHS = 3
 _CORPUS = "campaign.json"
@@ -158,7 +159,9 @@ def executor_factory(text: str | None) -> tuple[Callable[[], Executor], int]:
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"--executor {text}: {error}", hint="give process:N, or module:factory") from error
     if not callable(factory):
-        raise UsageError(f"--executor {text}: it cannot be called", hint="give a function that makes an Executor")
+        raise UsageError(
+            f"--executor {text}: it cannot be called", hint="give a function that makes an Executor"
+        )
     return factory, 16
 
 
@@ -170,13 +173,14 @@ def run_campaign(
     worker: Callable[[Range], Report] = work,
     done: Callable[[Range, Report], None] = lambda job, report: None,
     until: float | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Report:
     """Run `jobs` by executors of `make`, at most `window` at a time; what they found together.
 
     `done` is told of each range. A range is taken again when its worker has died, by a new
     executor; UsageError when that happens to one range time after time. After `until`
-    (time.monotonic) no more ranges are begun. A KeyboardInterrupt goes through, when what is
-    under way is given up: what `done` was told of is whole.
+    (time.monotonic) no more ranges are begun. When `stop` says so, what is under way is given up: what
+    `done` was told of is whole.
     """
     total = Report()
     source = iter(jobs)
@@ -186,7 +190,9 @@ def run_campaign(
     executor = make()
     try:
         while True:
-            while len(running) < window and (until is None or time.monotonic() < until or again):
+            while (
+                not stop() and len(running) < window and (until is None or time.monotonic() < until or again)
+            ):
                 job = again.pop() if again else next(source, None)
                 if job is None:
                     break
@@ -195,9 +201,9 @@ def run_campaign(
                 except BrokenExecutor:
                     again.append(job)
                     break
-            if not running and not again:
+            if stop() or not (running or again):
                 return total
-            finished = wait(running, return_when=FIRST_COMPLETED).done if running else set()
+            finished = wait(running, timeout=_LOOK, return_when=FIRST_COMPLETED).done if running else set()
             broken = not running
             for future in sorted(finished, key=lambda f: running[f].first):
                 job = running.pop(future)
@@ -217,12 +223,19 @@ def run_campaign(
             if broken:
                 again += running.values()
                 running.clear()
-                executor.shutdown(wait=False, cancel_futures=True)
+                _end(executor)
                 executor = make()
     finally:
         for future in running:
             future.cancel()
+        _end(executor)
+
+
+def _end(executor: Executor) -> None:
+    try:
         executor.shutdown(wait=False, cancel_futures=True)
+    except TypeError:  # dask's, of Python 3.8
+        executor.shutdown(wait=False)
 
 
 #: What dask.distributed raises for a worker that died too often.
@@ -266,7 +279,8 @@ class Corpus:
             self.state = msgspec.json.decode(data, type=_State)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise UsageError(
-                f"the corpus '{path}' is damaged: {_CORPUS}: {error}", hint="give another directory, or remove it"
+                f"the corpus '{path}' is damaged: {_CORPUS}: {error}",
+                hint="give another directory, or remove it",
             ) from error
 
     @property
@@ -310,8 +324,7 @@ class Corpus:
             with replacing(self.path / f"{name}.json") as file:
                 file.write(encode_case(finding.case))
             if not finding.known:
-                with contextlib.suppress(VmmsimError):
-                    save_snapshot(finding.case, self.path / f"{name}.vsnap")
+                save_snapshot(finding.case, self.path / f"{name}.vsnap")
         self._changed.clear()
         with replacing(self.path / _CORPUS) as file:
             file.write(msgspec.json.format(msgspec.json.encode(self.state), indent=1) + b"\n")

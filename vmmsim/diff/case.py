@@ -3,7 +3,7 @@
 A case is a value: it compares, is saved as JSON, and says all that a run depends on. Where
 things lie is the same for every case (the *bench*):
 
-    0x00000  real mode's vectors; 0x01000 the IDT; 0x02000 a HLT for each vector
+    0x00000  real mode's vectors; 0x02000 a HLT for each vector; 0x03000 the IDT
     0x04000  data, two pages that hold the same noise in each case but for `memory`
     0x06000  the stack, growing down from 0x7000; the stack of CPL 0 for user code at 0x7C00
     0x10000  code: 512 places of 128 bytes, taken in turn so that little is translated anew
@@ -48,7 +48,9 @@ __all__ = [
     "encode_case",
 ]
 
-IDT, HANDLERS, HANDLERS_END = 0x1000, 0x2000, 0x2200
+IDT, HANDLERS, HANDLERS_END = 0x3000, 0x2000, 0x2200
+#: Nothing lies here: a hole in the smallest machine that vmmsim has.
+_HOLE, _HOLE_END = 0x1000, 0x2000
 DATA, DATA_SIZE = 0x4000, 0x2000
 STACK = 0x7000
 CODE, SLOT, SLOTS = 0x10000, 128, 512
@@ -134,7 +136,10 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def writes(self) -> list[tuple[int, bytes]]:
         """(gpa, bytes) of guest memory that is not zero, code and tables too."""
-        return [(0, base_image(self.mode)), (self.place, self.image), *self.memory]
+        image = base_image(self.mode)
+        return [
+            (0, image[:_HOLE]), (_HOLE_END, image[_HOLE_END:]), (self.place, self.image), *self.memory
+        ]  # fmt: skip
 
 
 def start_rip(case: Case) -> int:
@@ -198,7 +203,9 @@ def decode_case(data: bytes, name: str = "the file") -> Case:
     try:
         case = msgspec.json.decode(data, type=Case)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{name} is no fuzz case: {error}", hint="give a .json file that fuzz wrote") from error
+        raise UsageError(
+            f"{name} is no fuzz case: {error}", hint="give a .json file that fuzz wrote"
+        ) from error
     check_case(case, name)
     return case
 

@@ -46,7 +46,9 @@ _SHIFTS = "\n".join(
         ("c0", "ib", ""), ("c1", "ib", "v"), ("d0", "", ""), ("d1", "", "v"), ("d2", "", ""), ("d3", "", "v")
     )
 )  # fmt: skip
-_CONDITIONS = "\n".join(f"a 0f{0x40 + c:02x} /r v\na 0f{0x90 + c:02x} /0\na {0x70 + c:02x} skip" for c in range(16))
+_CONDITIONS = "\n".join(
+    f"a 0f{0x40 + c:02x} /r v\na 0f{0x90 + c:02x} /0\na {0x70 + c:02x} skip" for c in range(16)
+)
 #: MMX and SSE2 integer, with and without 66.
 _INTEGER = (
     "60 61 62 63 64 65 66 67 68 69 6a 6b 74 75 76 d1 d2 d3 d4 d5 d8 d9 da db dc dd de df e0 e1 e2 e3 e4 e5 "
@@ -54,7 +56,8 @@ _INTEGER = (
 ).split()
 _SSE = "\n".join(f"u 0f{op} /r\nu 66 0f{op} /r" for op in _INTEGER)
 _SSE += "\n" + "\n".join(
-    f"u 0f{op} /r\nu 66 0f{op} /r\nu f3 0f{op} /r\nu f2 0f{op} /r" for op in ("51", "58", "59", "5c", "5d", "5e", "5f")
+    f"u 0f{op} /r\nu 66 0f{op} /r\nu f3 0f{op} /r\nu f2 0f{op} /r"
+    for op in ("51", "58", "59", "5c", "5d", "5e", "5f")
 )
 _SSSE3 = "\n".join(
     f"u 66 0f38{op} /r"
@@ -63,7 +66,9 @@ _SSSE3 = "\n".join(
 )
 _SSE4 = "\n".join(f"u 66 0f3a{op} /r ib" for op in "08 09 0a 0b 0c 0d 0e 0f 40 41 42".split())
 _X87 = "\n".join(f"u {op} /{n} m" for op in ("d8", "da", "dc", "de") for n in range(8))
-_X87 += "\n" + "\n".join(f"u d8{byte:02x}\nu dc{byte:02x}\nu de{byte:02x}" for byte in (0xC1, 0xCA, 0xE1, 0xE9, 0xF1, 0xF9))
+_X87 += "\n" + "\n".join(
+    f"u d8{byte:02x}\nu dc{byte:02x}\nu de{byte:02x}" for byte in (0xC1, 0xCA, 0xE1, 0xE9, 0xF1, 0xF9)
+)
 _X87 += "\n" + "\n".join(f"u d9{byte:02x}" for byte in (
     0xC0, 0xC3, 0xC9, 0xD0, 0xE0, 0xE1, 0xE4, 0xE5, 0xE8, 0xE9, 0xEA, 0xEB, 0xEC, 0xED, 0xEE, 0xF4, 0xF6, 0xF7, 0xFA,
     0xFC, 0xFD,
@@ -231,7 +236,9 @@ def rows(mode: str) -> tuple[Row, ...]:
     return tuple(found)
 
 
-_READS_ALL = re.compile("pushf.?|lahf|into|salc|adc|sbb|rc[lr]|j(?!e?cxz|rcxz|mp).*|set.*|cmov.*|loop.?e|loopn?[ez]|cmc|[ad]a[as]|fcmov.*|rep.*")
+_READS_ALL = re.compile(
+    "pushf.?|lahf|into|salc|adc|sbb|rc[lr]|j(?!e?cxz|rcxz|mp).*|set.*|cmov.*|loop.?e|loopn?[ez]|cmc|[ad]a[as]|fcmov.*|rep.*"
+)
 _CF, _PF, _AF, _ZF, _SF, _OF = 1, 4, 16, 64, 128, 2048
 
 
@@ -327,13 +334,19 @@ def _memory(chance: random.Random, mode: str, row: Row, reg: int, wide: bool) ->
             return prefixes, bytes(((reg & 7) << 3 | 5,)) + offset.to_bytes(4, "little", signed=True), 0
         else:
             return prefixes, bytes(((reg & 7) << 3 | 5,)) + address.to_bytes(4, "little"), 0
-    return prefixes, bytes((mod << 6 | (reg & 7) << 3 | base & 7,)) + _displacement(chance, mod, 4, align), rex
+    return (
+        prefixes,
+        bytes((mod << 6 | (reg & 7) << 3 | base & 7,)) + _displacement(chance, mod, 4, align),
+        rex,
+    )
 
 
 def _displacement(chance: random.Random, mod: int, size: int, align: int = 1) -> bytes:
     if mod == 1:
         return bytes((chance.getrandbits(8) & -align & 0xFF,))
-    return (chance.randrange(-0x200, 0x200) & -align).to_bytes(size, "little", signed=True) if mod == 2 else b""
+    return (
+        (chance.randrange(-0x200, 0x200) & -align).to_bytes(size, "little", signed=True) if mod == 2 else b""
+    )
 
 
 _EDGES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)

@@ -95,7 +95,9 @@ def generate(mode: str, seed: int) -> Case:
         if at < 8 or top >> 32:
             values[at] = DATA + 0x200 + (chance.randrange(0, DATA_SIZE - 0x400) & align)
     values[6] = STACK - 8 * chance.randrange(8)
-    regs = Registers(*values, rip=0, rflags=2 | chance.getrandbits(12) & 0x8D5 | (0x400 if chance.random() < 0.1 else 0))
+    regs = Registers(
+        *values, rip=0, rflags=2 | chance.getrandbits(12) & 0x8D5 | (0x400 if chance.random() < 0.1 else 0)
+    )
     memory: list[tuple[int, bytes]] = []
     for at in (1, 4, 5, 7):
         if chance.random() < 0.2:

@@ -173,7 +173,9 @@ def _differs(mine: Any, theirs: Any, start: int, end: int) -> bool:
 
 
 def _accesses(mine: list[Any], theirs: list[Any]) -> Field:
-    at = next((i for i, (x, y) in enumerate(zip(mine, theirs, strict=False)) if x != y), min(len(mine), len(theirs)))
+    at = next(
+        (i for i, (x, y) in enumerate(zip(mine, theirs, strict=False)) if x != y), min(len(mine), len(theirs))
+    )
 
     def show(seen: list[Any]) -> str:
         if at >= len(seen):

@@ -36,7 +36,9 @@ def programs(mode: str, *, most: int = 6) -> st.SearchStrategy[Case]:
     Instructions that read flags which one before left undefined are taken out.
     """
     table = rows(mode)
-    draws = st.lists(st.tuples(st.integers(0, len(table) - 1), st.integers(0, 0xFFFF)), min_size=1, max_size=most)
+    draws = st.lists(
+        st.tuples(st.integers(0, len(table) - 1), st.integers(0, 0xFFFF)), min_size=1, max_size=most
+    )
     patch = st.tuples(st.integers(DATA, DATA + DATA_SIZE - 16), st.binary(min_size=1, max_size=16))
     fpu = fpu_states() if mode == "64u" else st.none()
 

@@ -28,7 +28,13 @@ def registers(mode: str, *, pointers: bool = True) -> st.SearchStrategy[Register
     RSI, RDI, RBP (and R13, R14) are addresses of its data. Shrinks to zeros."""
     bits = 64 if _wide(mode) else 32
     names = GPR_NAMES if bits == 64 else GPR_NAMES[:8]
-    edges = [v for n in (7, 8, 15, 16, 31, 32, 63, 64) if n <= bits for v in ((1 << n) - 1, 1 << n) if v < 1 << bits]
+    edges = [
+        v
+        for n in (7, 8, 15, 16, 31, 32, 63, 64)
+        if n <= bits
+        for v in ((1 << n) - 1, 1 << n)
+        if v < 1 << bits
+    ]
     number = st.integers(0, 255) | st.sampled_from(edges) | st.integers(0, (1 << bits) - 1)
     address = st.integers(DATA + 0x200, DATA + DATA_SIZE - 0x200)
     fields = {name: address if pointers and name in _POINTERS else number for name in names}

@@ -65,5 +65,7 @@ def _build(cr3: int, drawn: list[tuple[int, int, bool, bool, bool]]) -> PageTabl
             flags |= _BIG
         tables[table][at : at + 8] = (gpa | flags).to_bytes(8, "little")
         pages[linear] = (gpa, size, writable, user)
-    canonical = {linear | (0xFFFF_0000_0000_0000 if linear >> 47 & 1 else 0): page for linear, page in pages.items()}
+    canonical = {
+        linear | (0xFFFF_0000_0000_0000 if linear >> 47 & 1 else 0): page for linear, page in pages.items()
+    }
     return PageTables(cr3, b"".join(tables), canonical)
