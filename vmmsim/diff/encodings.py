@@ -50,10 +50,63 @@ _CONDITIONS = "\n".join(
     f"a 0f{0x40 + c:02x} /r v\na 0f{0x90 + c:02x} /0\na {0x70 + c:02x} skip" for c in range(16)
 )
 #: MMX and SSE2 integer, with and without 66.
-_INTEGER = (
-    "60 61 62 63 64 65 66 67 68 69 6a 6b 74 75 76 d1 d2 d3 d4 d5 d8 d9 da db dc dd de df e0 e1 e2 e3 e4 e5 "
-    "e8 e9 ea eb ec ed ee ef f1 f2 f3 f4 f5 f6 f8 f9 fa fb fc fd fe"
-).split()
+_INTEGER = [
+    "60",
+    "61",
+    "62",
+    "63",
+    "64",
+    "65",
+    "66",
+    "67",
+    "68",
+    "69",
+    "6a",
+    "6b",
+    "74",
+    "75",
+    "76",
+    "d1",
+    "d2",
+    "d3",
+    "d4",
+    "d5",
+    "d8",
+    "d9",
+    "da",
+    "db",
+    "dc",
+    "dd",
+    "de",
+    "df",
+    "e0",
+    "e1",
+    "e2",
+    "e3",
+    "e4",
+    "e5",
+    "e8",
+    "e9",
+    "ea",
+    "eb",
+    "ec",
+    "ed",
+    "ee",
+    "ef",
+    "f1",
+    "f2",
+    "f3",
+    "f4",
+    "f5",
+    "f6",
+    "f8",
+    "f9",
+    "fa",
+    "fb",
+    "fc",
+    "fd",
+    "fe",
+]
 _SSE = "\n".join(f"u 0f{op} /r\nu 66 0f{op} /r" for op in _INTEGER)
 _SSE += "\n" + "\n".join(
     f"u 0f{op} /r\nu 66 0f{op} /r\nu f3 0f{op} /r\nu f2 0f{op} /r"
@@ -61,10 +114,57 @@ _SSE += "\n" + "\n".join(
 )
 _SSSE3 = "\n".join(
     f"u 66 0f38{op} /r"
-    for op in "00 01 02 03 04 05 06 07 08 09 0a 0b 10 14 15 17 1c 1d 1e 20 21 22 23 24 25 28 29 2b 30 31 32 33 "
-    "34 35 37 38 39 3a 3b 3c 3d 3e 3f 40 41".split()
+    for op in [
+        "00",
+        "01",
+        "02",
+        "03",
+        "04",
+        "05",
+        "06",
+        "07",
+        "08",
+        "09",
+        "0a",
+        "0b",
+        "10",
+        "14",
+        "15",
+        "17",
+        "1c",
+        "1d",
+        "1e",
+        "20",
+        "21",
+        "22",
+        "23",
+        "24",
+        "25",
+        "28",
+        "29",
+        "2b",
+        "30",
+        "31",
+        "32",
+        "33",
+        "34",
+        "35",
+        "37",
+        "38",
+        "39",
+        "3a",
+        "3b",
+        "3c",
+        "3d",
+        "3e",
+        "3f",
+        "40",
+        "41",
+    ]
 )
-_SSE4 = "\n".join(f"u 66 0f3a{op} /r ib" for op in "08 09 0a 0b 0c 0d 0e 0f 40 41 42".split())
+_SSE4 = "\n".join(
+    f"u 66 0f3a{op} /r ib" for op in ["08", "09", "0a", "0b", "0c", "0d", "0e", "0f", "40", "41", "42"]
+)
 _X87 = "\n".join(f"u {op} /{n} m" for op in ("d8", "da", "dc", "de") for n in range(8))
 _X87 += "\n" + "\n".join(
     f"u d8{byte:02x}\nu dc{byte:02x}\nu de{byte:02x}" for byte in (0xC1, 0xCA, 0xE1, 0xE9, 0xF1, 0xF9)

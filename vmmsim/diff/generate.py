@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 
 from ..cpu.state import FpuState, Registers
-from .case import CODE, DATA, DATA_SIZE, SLOT, STACK, Case, Unit, base_state
+from .case import DATA, DATA_SIZE, SLOT, STACK, Case, Unit
 from .encodings import encode, rows
 
 __all__ = ["generate"]
@@ -19,7 +19,6 @@ _EDGES = (
     0, 1, 2, 3, 4, 7, 8, 0x0F, 0x10, 0x1F, 0x20, 0x3F, 0x40, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF, 0x10000,
     0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x7FFFFFFFFFFFFFFF, 0x8000000000000000, 0xFFFFFFFFFFFFFFFF,
 )  # fmt: skip
-_FLAGS = (0x8D5, 0x400)
 _MOST_UNITS = 6
 
 #: Numbers that the x87 and SSE have opinions on, as singles, doubles and extended doubles.
@@ -95,9 +94,8 @@ def generate(mode: str, seed: int) -> Case:
         if at < 8 or top >> 32:
             values[at] = DATA + 0x200 + (chance.randrange(0, DATA_SIZE - 0x400) & align)
     values[6] = STACK - 8 * chance.randrange(8)
-    regs = Registers(
-        *values, rip=0, rflags=2 | chance.getrandbits(12) & 0x8D5 | (0x400 if chance.random() < 0.1 else 0)
-    )
+    rflags = 2 | chance.getrandbits(12) & 0x8D5 | (0x400 if chance.random() < 0.1 else 0)
+    regs = Registers(*values, 0, rflags)
     memory: list[tuple[int, bytes]] = []
     for at in (1, 4, 5, 7):
         if chance.random() < 0.2:

@@ -160,7 +160,8 @@ class Lane:
 
     def run(self, case: Case) -> Outcome:
         """From `enter` to the end of the program."""
-        self._handler.seen = seen = []
+        seen: list[tuple[str, int, int, int]] = []
+        self._handler.seen = seen
         self.started = time.monotonic()
         try:
             exit = self.vcpu.run_inline(self._handler)

@@ -18,9 +18,9 @@ import msgspec
 from ..backends.base import Backend
 from ..cpu.state import FpuState
 from ..cpu.vectors import ERROR_CODE_VECTORS
-from .case import CODE, CODE_END, RAM, Case
+from .case import CODE, CODE_END, RAM, SLOT, Case
 from .divergences import ignored_bits
-from .lanes import END, HUNG, NAMES, REFUSED, Lane, Outcome, open_lane
+from .lanes import END, HUNG, NAMES, REFUSED, Outcome, open_lane
 
 __all__ = ["Field", "Pair", "Verdict"]
 
@@ -162,14 +162,10 @@ class Pair:
                     if (x ^ y) & ~(mask | _RF) or name == "error":
                         found.append(Field(name, x, y))
         # Where nothing was written both hold the base's bytes; code of other cases is never compared.
-        if _differs(mine, theirs, 0, CODE) or _differs(mine, theirs, CODE_END, RAM):
-            found.append(_memory(mine, theirs))
-        elif _differs(mine, theirs, case.place, case.place + 128):
-            found.append(_memory(mine, theirs))
-
-
-def _differs(mine: Any, theirs: Any, start: int, end: int) -> bool:
-    return mine[start:end] != theirs[start:end]
+        for start, end in ((0, CODE), (CODE_END, RAM), (case.place, case.place + SLOT)):
+            if mine[start:end] != theirs[start:end]:
+                found.append(_memory(mine, theirs, start, end))
+                return
 
 
 def _accesses(mine: list[Any], theirs: list[Any]) -> Field:
@@ -186,8 +182,8 @@ def _accesses(mine: list[Any], theirs: list[Any]) -> Field:
     return Field("accesses", show(mine), show(theirs))
 
 
-def _memory(mine: Any, theirs: Any) -> Field:
-    at = next(i for i in range(RAM) if mine[i] != theirs[i])
+def _memory(mine: Any, theirs: Any, start: int, end: int) -> Field:
+    at = next(i for i in range(start, end) if mine[i] != theirs[i])
     x, y = (bytes(m[at : at + 8]) for m in (mine, theirs))
     return Field("memory", f"{at:#x}: {x.hex(' ')}", f"{at:#x}: {y.hex(' ')}")
 

@@ -45,7 +45,7 @@ def device_scripts(
     snapshots: bool = True,
 ) -> st.SearchStrategy[DeviceScript]:
     """Up to `most` steps for a device of `length` bytes that takes accesses of `widths`."""
-    where = st.sampled_from([(offset, size) for size in widths for offset in range(0, length - size + 1)])
+    where = st.sampled_from([(offset, size) for size in widths for offset in range(length - size + 1)])
     kinds = [
         where.map(lambda at: Step("read", *at)),
         st.builds(
