@@ -22,6 +22,7 @@ _GROUPS = (
     "bench_traps",
     "bench_pc",
     "bench_linux",
+    "bench_fuzz",
 )
 
 

@@ -82,9 +82,8 @@ def _replay(path: str, left: str, right: str) -> int:
     with Pair(open_backend(left)[0], open_backend(right)[0]) as pair:
         verdict = pair.run(case)
         if verdict.refused:
-            out(
-                f"cannot be compared: {pair.provenances[0]} {verdict.ends[0]}, {pair.provenances[1]} {verdict.ends[1]}"
-            )
+            sides = (f"{p} {end}" for p, end in zip(pair.provenances, verdict.ends, strict=True))
+            out(f"cannot be compared: {', '.join(sides)}")
             return 0
         if not verdict.fields:
             out("no difference")

@@ -245,9 +245,10 @@ _LOST = frozenset({"KilledWorker", "CommClosedError"})
 def _once_more(job: Range, deaths: dict[Range, int], error: BaseException) -> Range:
     deaths[job] = deaths.get(job, 0) + 1
     if deaths[job] > _MOST_DEATHS:
+        last = job.first + job.count - 1
         raise UsageError(
-            f"the workers die of the cases {job.first} to {job.first + job.count - 1} in mode {job.mode}: {error}",
-            hint=f"run them in this process: vmmsim fuzz --mode {job.mode} --seed {job.first} --cases {job.count}",
+            f"the workers die of the cases {job.first} to {last} in mode {job.mode}: {error}",
+            hint=f"see: vmmsim fuzz --mode {job.mode} --seed {job.first} --cases {job.count}",
         ) from error
     return job
 

@@ -69,9 +69,10 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     What follows is for the fuzzer. `program` shows the divergence. `insn` matches an instruction
     that differs, as capstone writes it (`shl eax, cl`), in one of `modes` (none: all); `differs`
     has the fields in which it may, with masks: a field of `vmmsim.diff.runner`, or a group of
-    `GROUPS`. An entry with `rflags` and nothing else (but `end`) there is masked in each comparison; the others
-    explain a finding, if all the bits of `needs` differ. `ends` explains a program that ends otherwise
-    on the CPUs: patterns for `kvm` and `unicorn`; so does `end` in `differs`, whatever the ends.
+    `GROUPS`. An entry with `rflags` and nothing else (but `end`) there is masked in each comparison;
+    the others explain a finding, if some of the bits of each field in `needs` differ. `ends` explains
+    a program that ends otherwise on the CPUs: patterns for `kvm` and `unicorn`; so does `end` in
+    `differs`, whatever the ends.
     """
 
     id: str
@@ -286,8 +287,12 @@ def case_of(entry: Divergence) -> Case:
     unit = unit_of(code, program.mode) or Unit(code)
     fpu = None
     if program.mode == "64u":
-        values = {n: [*v, *[0] * (len(getattr(base_state("64u").fpu, n)) - len(v))] if isinstance(v, list) else v
-                  for n, v in program.fpu.items()}  # fmt: skip
+        values = {
+            name: [*value, *[0] * (len(getattr(base_state("64u").fpu, name)) - len(value))]
+            if isinstance(value, list)
+            else value
+            for name, value in program.fpu.items()
+        }
         fpu = msgspec.structs.replace(base_state("64u").fpu, **values)
     case = Case(
         mode=program.mode,

@@ -50,63 +50,11 @@ _CONDITIONS = "\n".join(
     f"a 0f{0x40 + c:02x} /r v\na 0f{0x90 + c:02x} /0\na {0x70 + c:02x} skip" for c in range(16)
 )
 #: MMX and SSE2 integer, with and without 66.
-_INTEGER = [
-    "60",
-    "61",
-    "62",
-    "63",
-    "64",
-    "65",
-    "66",
-    "67",
-    "68",
-    "69",
-    "6a",
-    "6b",
-    "74",
-    "75",
-    "76",
-    "d1",
-    "d2",
-    "d3",
-    "d4",
-    "d5",
-    "d8",
-    "d9",
-    "da",
-    "db",
-    "dc",
-    "dd",
-    "de",
-    "df",
-    "e0",
-    "e1",
-    "e2",
-    "e3",
-    "e4",
-    "e5",
-    "e8",
-    "e9",
-    "ea",
-    "eb",
-    "ec",
-    "ed",
-    "ee",
-    "ef",
-    "f1",
-    "f2",
-    "f3",
-    "f4",
-    "f5",
-    "f6",
-    "f8",
-    "f9",
-    "fa",
-    "fb",
-    "fc",
-    "fd",
-    "fe",
-]
+_INTEGER = re.findall(
+    "..",
+    "606162636465666768696a6b747576d1d2d3d4d5d8d9dadbdcdddedfe0e1e2e3e4e5e8e9eaebecedeeeff1f2f3f4"
+    "f5f6f8f9fafbfcfdfe",
+)
 _SSE = "\n".join(f"u 0f{op} /r\nu 66 0f{op} /r" for op in _INTEGER)
 _SSE += "\n" + "\n".join(
     f"u 0f{op} /r\nu 66 0f{op} /r\nu f3 0f{op} /r\nu f2 0f{op} /r"
@@ -114,64 +62,19 @@ _SSE += "\n" + "\n".join(
 )
 _SSSE3 = "\n".join(
     f"u 66 0f38{op} /r"
-    for op in [
-        "00",
-        "01",
-        "02",
-        "03",
-        "04",
-        "05",
-        "06",
-        "07",
-        "08",
-        "09",
-        "0a",
-        "0b",
-        "10",
-        "14",
-        "15",
-        "17",
-        "1c",
-        "1d",
-        "1e",
-        "20",
-        "21",
-        "22",
-        "23",
-        "24",
-        "25",
-        "28",
-        "29",
-        "2b",
-        "30",
-        "31",
-        "32",
-        "33",
-        "34",
-        "35",
-        "37",
-        "38",
-        "39",
-        "3a",
-        "3b",
-        "3c",
-        "3d",
-        "3e",
-        "3f",
-        "40",
-        "41",
-    ]
+    for op in re.findall(
+        "..",
+        "000102030405060708090a0b101415171c1d1e20212223242528292b3031323334353738393a3b3c3d3e3f4041",
+    )
 )
-_SSE4 = "\n".join(
-    f"u 66 0f3a{op} /r ib" for op in ["08", "09", "0a", "0b", "0c", "0d", "0e", "0f", "40", "41", "42"]
-)
+_SSE4 = "\n".join(f"u 66 0f3a{op} /r ib" for op in re.findall("..", "08090a0b0c0d0e0f404142"))
 _X87 = "\n".join(f"u {op} /{n} m" for op in ("d8", "da", "dc", "de") for n in range(8))
 _X87 += "\n" + "\n".join(
     f"u d8{byte:02x}\nu dc{byte:02x}\nu de{byte:02x}" for byte in (0xC1, 0xCA, 0xE1, 0xE9, 0xF1, 0xF9)
 )
 _X87 += "\n" + "\n".join(f"u d9{byte:02x}" for byte in (
-    0xC0, 0xC3, 0xC9, 0xD0, 0xE0, 0xE1, 0xE4, 0xE5, 0xE8, 0xE9, 0xEA, 0xEB, 0xEC, 0xED, 0xEE, 0xF4, 0xF6, 0xF7, 0xFA,
-    0xFC, 0xFD,
+    0xC0, 0xC3, 0xC9, 0xD0, 0xE0, 0xE1, 0xE4, 0xE5, 0xE8, 0xE9, 0xEA, 0xEB, 0xEC, 0xED, 0xEE, 0xF4, 0xF6,
+    0xF7, 0xFA, 0xFC, 0xFD,
 ))  # fmt: skip
 
 ROWS = f"""
@@ -187,7 +90,8 @@ a f6 /4\na f7 /4 v\na f6 /5\na f7 /5 v\na f6 /6\na f7 /6 v\na f6 /7\na f7 /7 v
 a fe /0 k\na ff /0 vk\na fe /1 k\na ff /1 vk
 l 40 +r o\nl 48 +r o
 a 50 +r o\na 58 +r o\na 68 iz o\na 6a ib o\na ff /6 o\na 8f /0 o
-a 9c o\na 98 v\na 99 v\na 9e\na 9f\na f5\na f8\na f9\na fc\na fd\nl d6\nl 2f\nl 60 o\nl 61 o\nl d4 ib\nl d5 ib\na d7
+a 9c o\na 98 v\na 99 v\na 9e\na 9f\na f5\na f8\na f9
+a fc\na fd\nl d6\nl 2f\nl 60 o\nl 61 o\nl d4 ib\nl d5 ib\na d7
 a 0fa4 /r ib v\na 0fa5 /r v\na 0fac /r ib v\na 0fad /r v
 a 0fa3 /r v\na 0fab /r vk\na 0fb3 /r vk\na 0fbb /r vk
 a 0fba /4 ib v\na 0fba /5 ib vk\na 0fba /6 ib vk\na 0fba /7 ib vk
@@ -211,13 +115,15 @@ u 66 0f6e /r w\nu 66 0f7e /r w\nu f3 0f7e /r\nu 66 0fd6 /r\nu 0f12 /r\nu 0f16 /r
 u 0f14 /r\nu 0f15 /r\nu 66 0f14 /r\nu 66 0f15 /r\nu 66 0f6c /r\nu 66 0f6d /r
 u 0f54 /r\nu 0f55 /r\nu 0f56 /r\nu 0f57 /r\nu 0fc2 /r im\nu 66 0fc2 /r im\nu f3 0fc2 /r im\nu f2 0fc2 /r im
 u 0fc6 /r ib\nu 66 0fc6 /r ib\nu 66 0f70 /r ib\nu f2 0f70 /r ib\nu f3 0f70 /r ib\nu 0f70 /r ib
-u 66 0f71 /2 r ib\nu 66 0f71 /4 r ib\nu 66 0f71 /6 r ib\nu 66 0f72 /2 r ib\nu 66 0f72 /4 r ib\nu 66 0f72 /6 r ib
+u 66 0f71 /2 r ib\nu 66 0f71 /4 r ib\nu 66 0f71 /6 r ib
+u 66 0f72 /2 r ib\nu 66 0f72 /4 r ib\nu 66 0f72 /6 r ib
 u 66 0f73 /2 r ib\nu 66 0f73 /3 r ib\nu 66 0f73 /6 r ib\nu 66 0f73 /7 r ib
 u 0f2e /r\nu 66 0f2e /r\nu 0f2f /r\nu 66 0f2f /r\nu 0f50 /r r\nu 66 0f50 /r r\nu 66 0fd7 /r r
 u f3 0f2a /r d\nu f2 0f2a /r d\nu f3 0f2c /r\nu f3 0f2d /r\nu f2 0f2c /r\nu f2 0f2d /r
 u 0f5a /r\nu 66 0f5a /r\nu f3 0f5a /r\nu f2 0f5a /r\nu 0f5b /r\nu 66 0f5b /r\nu f3 0f5b /r
 u 66 0fe6 /r\nu f2 0fe6 /r\nu f3 0fe6 /r\nu f2 0f7c /r\nu 66 0f7d /r\nu f2 0fd0 /r
-u 66 0fc4 /r r ib\nu 66 0fc5 /r r ib\nu 66 0f3a14 /r ib\nu 66 0f3a16 /r ib\nu 66 0f3a20 /r ib\nu 66 0f3a22 /r ib
+u 66 0fc4 /r r ib\nu 66 0fc5 /r r ib\nu 66 0f3a14 /r ib
+u 66 0f3a16 /r ib\nu 66 0f3a20 /r ib\nu 66 0f3a22 /r ib
 u 0f53 /r\nu f3 0f53 /r\nu 0f52 /r\nu f3 0f52 /r\nu 0fae /3 m\nu 0f77
 u d9 /0 m\nu d9 /2 m\nu d9 /3 m\nu d9 /5 p\nu d9 /7 m\nu db /0 m\nu db /2 m\nu db /3 m\nu db /5 m\nu db /7 m
 u dd /0 m\nu dd /2 m\nu dd /3 m\nu dd /7 m\nu df /0 m\nu df /3 m\nu df /5 m\nu df /7 m\nu dfe0
@@ -227,8 +133,12 @@ u vex0:f3 /1 v\nu vex0:f3 /2 v\nu vex0:f3 /3 v\nu vex0:f5 /r v
 """
 
 _MODES = {
-    "a": ("16", "32", "64", "64u"), "e": ("16", "32", "64"), "l": ("16", "32"), "x": ("64", "64u"), "u": ("64u",)
-}  # fmt: skip
+    "a": ("16", "32", "64", "64u"),
+    "e": ("16", "32", "64"),
+    "l": ("16", "32"),
+    "x": ("64", "64u"),
+    "u": ("64u",),
+}
 _PREFIXES = {"66", "f2", "f3"}
 _IMMEDIATES = {"ib": 1, "iw": 2, "im": 1}
 #: VEX opcodes of BMI: map 0F38, W0 or W1, and the implied prefix by this number.
@@ -296,8 +206,8 @@ def _parse(line: str) -> Row:
                 rm = "m"
             features += word
     return Row(
-        name=" ".join(words[1:]), modes=modes, prefix=prefix, opcode=opcode, modrm=modrm, rm=rm, imm=tuple(imm),
-        plus=plus, special=special, features=features, vex=int(vex[1]) if vex else None,
+        name=" ".join(words[1:]), modes=modes, prefix=prefix, opcode=opcode, modrm=modrm, rm=rm,
+        imm=tuple(imm), plus=plus, special=special, features=features, vex=int(vex[1]) if vex else None,
     )  # fmt: skip
 
 
@@ -500,10 +410,7 @@ def _encode(row: Row, mode: str, chance: random.Random) -> bytes:
         reg = chance.randrange(16 if long else 8)
         if row.plus == "x" and reg == 4:
             reg = 0
-        if row.plus == "x":
-            opcode = bytes((0x90 | reg & 7,))
-        else:
-            opcode = opcode[:-1] + bytes((opcode[-1] | reg & 7,))
+        opcode = opcode[:-1] + bytes((opcode[-1] & 0xF8 | reg & 7,))
         rex |= reg >> 3
     if row.modrm is not None:
         reg = chance.randrange(16 if long and row.opcode[0] != 0x0F else 8) if row.modrm < 0 else row.modrm
@@ -531,7 +438,9 @@ def _encode(row: Row, mode: str, chance: random.Random) -> bytes:
         r, x, b = rex >> 2 & 1, rex >> 1 & 1, rex & 1
         vvvv = chance.randrange(8)
         head = bytes((
-            0xC4, (r ^ 1) << 7 | (x ^ 1) << 6 | (b ^ 1) << 5 | _VEX_MAP, wide << 7 | (~vvvv & 15) << 3 | _PP[row.vex]
+            0xC4,
+            (r ^ 1) << 7 | (x ^ 1) << 6 | (b ^ 1) << 5 | _VEX_MAP,
+            wide << 7 | (~vvvv & 15) << 3 | _PP[row.vex],
         ))  # fmt: skip
         return prefixes.replace(b"\x66", b"") + head + opcode + tail
     if long and not rex and not row.prefix and row.opcode[0] < 0xD0 and chance.random() < 0.1:
