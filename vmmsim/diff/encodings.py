@@ -262,7 +262,7 @@ def _flags(step, mode: str) -> tuple[int, int, int]:  # type: ignore[no-untyped-
         for how in ("MODIFY", "SET", "RESET"):
             if eflags & getattr(x86, f"X86_EFLAGS_{how}_{name}", 0):
                 defines |= bit
-    if re.match("sh|sa|ro|rc|cmpxchg|rep|cmps|scas|f", step.mnemonic):
+    if re.match("sh|sa|ro|rc|cmpxchg|rep|cmps|cmp.*[ps][sd]|scas|f", step.mnemonic):
         defines = 0  # nothing, if the count is 0
     if _READS_ALL.fullmatch(step.mnemonic):
         reads = 0x8D5

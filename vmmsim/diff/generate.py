@@ -95,7 +95,7 @@ def generate(mode: str, seed: int) -> Case:
             values[at] = DATA + 0x200 + (chance.randrange(0, DATA_SIZE - 0x400) & align)
     values[6] = STACK - 8 * chance.randrange(8)
     rflags = 2 | chance.getrandbits(12) & 0x8D5 | (0x400 if chance.random() < 0.1 else 0)
-    regs = Registers(*values, 0, rflags)
+    regs = Registers(*values[:16], rip=0, rflags=rflags)  # type: ignore[misc]
     memory: list[tuple[int, bytes]] = []
     for at in (1, 4, 5, 7):
         if chance.random() < 0.2:

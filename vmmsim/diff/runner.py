@@ -6,6 +6,7 @@ A field is a register by its name in `CpuState.fields`, or one of
     accesses   what it did outside RAM, access by access
     memory     RAM
     frame      the RFLAGS that an exception pushed, and `error`, its error code
+    code       the program wrote over itself: on both, and no difference by itself
     fpu.exponent0..7   sign and exponent of an x87 register whose other 64 bits are the same
 """
 
@@ -116,6 +117,8 @@ class Pair:
         if a.fpu is not None and b.fpu is not None and a.fpu != b.fpu:
             self._fpus(a.fpu, b.fpu, found, masked)
         self._memories(case, a, b, mask, found)
+        if found and self.left.ram[case.place : case.place + SLOT] != case.image:
+            found.append(Field("code", "overwritten", "overwritten"))
         if HUNG in ends and len(found) > 1:
             found = found[:1]
         return Verdict(tuple(found), ends)
