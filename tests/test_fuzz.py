@@ -126,6 +126,15 @@ def test_an_exception_ends_a_program_in_its_vector_on_both(
     assert not verdict.fields
 
 
+@pytest.mark.kvm
+def test_a_program_that_never_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmmsim.diff.lanes._SECONDS", 0.3)
+    with Pair(open_backend("kvm")[0], open_backend("unicorn")[0]) as pair:
+        verdict = pair.run(case("32", "ebfe"))
+        assert verdict.ends == ("hung", "hung")
+        assert pair.run(case("32", "f7f1")).ends == ("#0", "#0"), "and the next case runs"
+
+
 @pytest.mark.unicorn
 def test_cases_do_not_see_each_other() -> None:
     """A program that writes over the handlers, its own code and the GDT, and then another."""
@@ -263,6 +272,14 @@ def test_fuzz_says_what_is_known_and_keeps_a_corpus(tmp_path: Path) -> None:
     assert again.returncode == 0
     assert b"explained by lzcnt-and-tzcnt" in again.stdout
     assert vmmsim("fuzz", "--mode", "32", "--cases", "500", "-o", str(tmp_path / "c")).stdout == result.stdout
+
+
+@pytest.mark.kvm
+def test_fuzz_in_processes_says_the_same_as_in_this_one() -> None:
+    options = ("fuzz", "--mode", "16", "--cases", "700", "--seed", "50")
+    alone, two = vmmsim(*options), vmmsim(*options, "--executor", "process:2")
+    assert (alone.returncode, alone.stdout) == (two.returncode, two.stdout)
+    assert b"700 cases" in two.stderr
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,12 @@ import importlib
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -29,6 +30,9 @@ from ..errors import UsageError, VmmsimError
 from .case import MODE_NAMES, Case, encode_case
 from .findings import Finding, examine
 from .generate import generate
+
+if TYPE_CHECKING:
+    from .runner import Pair
 
 __all__ = ["Corpus", "InlineExecutor", "Range", "Report", "executor_factory", "merge", "run_campaign", "work"]
 
@@ -80,19 +84,21 @@ def merge(into: Report, other: Report) -> None:
         into.findings[key] = msgspec.structs.replace(first, count=mine.count + theirs.count)
 
 
-_pairs: dict[tuple[int, str, str], Any] = {}
+#: What each thread of this process has open.
+_open = threading.local()
 
 
-def _pair(left: str, right: str) -> Any:
-    """This process's pair of backends; they stay open."""
+def _pair(left: str, right: str) -> Pair:
+    """This thread's pair of backends; they stay open."""
     from ..backends import open_backend
     from .runner import Pair
 
     key = (os.getpid(), left, right)
-    if key not in _pairs:
-        _pairs.clear()  # of another process, before a fork: not ours to close
-        _pairs[key] = Pair(open_backend(left)[0], open_backend(right)[0])
-    return _pairs[key]
+    if getattr(_open, "key", None) != key:  # another process's, after a fork, is not ours to close
+        _open.pair = Pair(open_backend(left)[0], open_backend(right)[0])
+        _open.key = key
+    pair: Pair = _open.pair
+    return pair
 
 
 def work(job: Range) -> Report:
@@ -100,7 +106,7 @@ def work(job: Range) -> Report:
     return work_with(_pair(job.left, job.right), job)
 
 
-def work_with(pair: Any, job: Range) -> Report:
+def work_with(pair: Pair, job: Range) -> Report:
     """Run a range on an open `runner.Pair`."""
     report = Report()
     for seed in range(job.first, job.first + job.count):
