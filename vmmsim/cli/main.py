@@ -39,6 +39,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "migrate": ("migrate", "Run a guest, and move it to a receiver while it runs."),
     "receive": ("receive", "Wait for a machine that moves here, and run it to its end."),
     "vectors": ("vectors", "Run vectors recorded from hardware on a CPU and on the devices."),
+    "fuzz": ("fuzz", "Run random programs on two CPUs, and list in what they differ."),
     "asm": ("asm", "Assemble a source file to a flat binary."),
 }
 

@@ -6,17 +6,56 @@ comparison and docs/divergences.md all cite its entries by id.
 
 from __future__ import annotations
 
+import re
 import tomllib
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from ..errors import UsageError
 
-__all__ = ["FILE", "Divergence", "divergence", "divergences", "ignored_bits", "parse"]
+if TYPE_CHECKING:
+    from .case import Case
+
+__all__ = [
+    "FILE",
+    "Divergence",
+    "Program",
+    "case_of",
+    "divergence",
+    "divergences",
+    "explain",
+    "flag_masks",
+    "ignored_bits",
+    "parse",
+]
 
 FILE = "divergences.toml"
+
+#: Names in `differs` that stand for several fields.
+GROUPS = {
+    "reg": re.compile("r[a-z0-9]+"),
+    "xmm": re.compile(r"fpu\.xmm\d+"),
+    "st": re.compile(r"fpu\.st\d"),
+    "exponent": re.compile(r"fpu\.exponent\d"),
+    "fpu": re.compile(r"fpu\..*"),
+    "segment": re.compile("[c-gs]s"),
+}
+
+
+class Program(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The least program that shows a divergence: a fuzz case of vmmsim.diff.case, written short.
+
+    `code` is hex. `regs` and `fpu` are values by field name; the rest is 0 (RSP the bench's)."""
+
+    mode: str
+    code: str
+    regs: dict[str, int] = msgspec.field(default_factory=dict)
+    fpu: dict[str, int | list[int]] = msgspec.field(default_factory=dict)
+    memory: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class Divergence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -26,6 +65,14 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     `ignore` are the bits of CpuState fields that a comparison leaves out, by the names of
     `CpuState.fields` ("rflags", "fpu.fop"); a mask of -1 is the whole field.
+
+    What follows is for the fuzzer. `program` shows the divergence. `insn` matches an instruction
+    that differs, as capstone writes it (`shl eax, cl`), in one of `modes` (none: all); `differs`
+    has the fields in which it may, with masks: a field of `vmmsim.diff.runner`, or a group of
+    `GROUPS`. An entry with `rflags` and nothing else (but `end`) there is masked in each comparison;
+    the others explain a finding, if some of the bits of each field in `needs` differ. `ends` explains
+    a program that ends otherwise on the CPUs: patterns for `kvm` and `unicorn`; so does `end` in
+    `differs`, whatever the ends.
     """
 
     id: str
@@ -36,6 +83,37 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     source: str
     test: str
     ignore: dict[str, int] = msgspec.field(default_factory=dict)
+    program: Program | None = None
+    insn: str = ""
+    modes: tuple[str, ...] = ()
+    differs: dict[str, int] = msgspec.field(default_factory=dict)
+    needs: dict[str, int] = msgspec.field(default_factory=dict)
+    ends: dict[str, str] = msgspec.field(default_factory=dict)
+
+    @property
+    def masked(self) -> bool:
+        """Whether a comparison leaves out what differs, so that nothing has to be explained."""
+        return "rflags" in self.differs and set(self.differs) <= {"rflags", "end"}
+
+    def between(self, provenances: Sequence[str]) -> bool:
+        """Whether it is about these two: a KVM of a kind that `kvm` has, and Unicorn."""
+        kinds = {family: kind for family, _, kind in (p.partition("/") for p in provenances)}
+        return any(f.startswith("unicorn") for f in kinds) and bool(
+            {"any", kinds.get("kvm", "")} & set(self.kvm) and "kvm" in kinds
+        )
+
+    def names(self, insn: str, mode: str) -> bool:
+        """Whether `insn` (capstone's text) in `mode` is one that it is about."""
+        return bool(self.insn) and (not self.modes or mode in self.modes) and _matches(self.insn, insn)
+
+    def allows(self, field: str, bits: int) -> bool:
+        """Whether `bits` of `field` (-1: it is no number) may differ here."""
+        for name, mask in self.differs.items():
+            if (name == field or (name in GROUPS and GROUPS[name].fullmatch(field))) and (
+                mask == -1 or (bits != -1 and not bits & ~mask)
+            ):
+                return True
+        return False
 
     def applies_to(self, provenance: str, *kinds: str) -> bool:
         """Whether `provenance` (`kvm/pvm`, `unicorn-2.1.4/native`) is one of `kinds`, the CPUs
@@ -49,6 +127,39 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         if family == "kvm":
             return self.kvm.get(kind, self.kvm.get("any", self.architecture))
         return self.unicorn
+
+    def explains(
+        self,
+        insns: Sequence[str],
+        mode: str,
+        fields: Sequence[tuple[str, int]],
+        ends: tuple[str, str],
+        provenances: tuple[str, str],
+    ) -> bool:
+        """Whether it explains a difference; see `explain`."""
+        if not self.between(provenances) or not any(self.names(text, mode) for text in insns):
+            return False
+        if ends[0] != ends[1]:
+            kvm = 0 if provenances[0].startswith("kvm") else 1
+            return "end" in self.differs or bool(
+                self.ends
+                and _matches(self.ends.get("kvm", ".*"), ends[kvm])
+                and _matches(self.ends.get("unicorn", ".*"), ends[1 - kvm])
+            )
+        return (
+            bool(self.differs)
+            and all(self.allows(name, bits) for name, bits in fields)
+            and all(any(n == name and bits & mask for n, bits in fields) for name, mask in self.needs.items())
+        )
+
+
+@cache
+def _pattern(text: str) -> re.Pattern[str]:
+    return re.compile(text)
+
+
+def _matches(pattern: str, text: str) -> bool:
+    return _pattern(pattern).fullmatch(text) is not None
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -72,6 +183,13 @@ def parse(text: str) -> dict[str, Divergence]:
                 f"{FILE}: '{entry.id}' is told for the provenances {sorted(entry.kvm)}",
                 hint="kvm has some of any, pvm, vmx and svm",
             )
+        try:
+            for text in (entry.insn, *entry.ends.values()):
+                re.compile(text)
+        except re.error as error:
+            raise UsageError(
+                f"{FILE}: '{entry.id}' has a pattern that is none: {error}", hint="it is a Python regex"
+            ) from error
         found[entry.id] = entry
     return found
 
@@ -97,3 +215,92 @@ def ignored_bits(ids: tuple[str, ...] | None = None) -> dict[str, int]:
         for name, mask in entry.ignore.items():
             masks[name] = masks.get(name, 0) | mask
     return masks
+
+
+@cache
+def flag_masks(insn: str, mode: str) -> int:
+    """RFLAGS that `insn` (as capstone writes it) leaves so that a comparison leaves them out."""
+    mask = 0
+    for entry in divergences().values():
+        if entry.masked and entry.names(insn, mode):
+            mask |= entry.differs["rflags"]
+    return mask
+
+
+def explain(
+    insns: Iterable[str],
+    mode: str,
+    fields: Iterable[tuple[str, int]],
+    ends: tuple[str, str],
+    provenances: tuple[str, str],
+) -> str | None:
+    """The id of the entry that explains a difference, or of several joined by `+`; None if none does.
+
+    `insns` are the instructions of the program, shrunk as far as it goes; `fields` what differs
+    with the bits (-1: no number); `ends` how it ended on each of `provenances`.
+    """
+    texts, wanted = list(insns), list(fields)
+    for entry in divergences().values():
+        if entry.explains(texts, mode, wanted, ends, provenances):
+            return entry.id
+    return _together(texts, mode, wanted, ends, provenances)
+
+
+def _together(
+    texts: Sequence[str],
+    mode: str,
+    fields: Sequence[tuple[str, int]],
+    ends: tuple[str, str],
+    provenances: tuple[str, str],
+) -> str | None:
+    """The ids of the entries that explain a difference together, field by field, joined by `+`."""
+    if ends[0] != ends[1]:
+        return None
+    able = [
+        entry
+        for entry in divergences().values()
+        if entry.differs
+        and entry.between(provenances)
+        and any(entry.names(text, mode) for text in texts)
+        and all(any(n == name and bits & mask for n, bits in fields) for name, mask in entry.needs.items())
+    ]
+    used: list[str] = []
+    for name, bits in fields:
+        entry = next((entry for entry in able if entry.allows(name, bits)), None)
+        if entry is None:
+            return None
+        if entry.id not in used:
+            used.append(entry.id)
+    return "+".join(used)
+
+
+def case_of(entry: Divergence) -> Case:
+    """The program of an entry as a case of the fuzzer. UsageError for an entry without one."""
+    from ..cpu.state import Registers
+    from .case import STACK, Case, Unit, base_state, check_case
+    from .encodings import unit_of
+
+    program = entry.program
+    if program is None:
+        raise UsageError(f"'{entry.id}' has no program", hint="give it one in divergences.toml")
+    code = bytes.fromhex(program.code)
+    unit = unit_of(code, program.mode) or Unit(code)
+    fpu = None
+    if program.mode == "64u":
+        values = {
+            name: [*value, *[0] * (len(getattr(base_state("64u").fpu, name)) - len(value))]
+            if isinstance(value, list)
+            else value
+            for name, value in program.fpu.items()
+        }
+        fpu = msgspec.structs.replace(base_state("64u").fpu, **values)
+    case = Case(
+        mode=program.mode,
+        units=(unit,),
+        regs=Registers(**{"rsp": STACK, **program.regs}),
+        fpu=fpu,
+        memory=tuple((int(at, 0), bytes.fromhex(data)) for at, data in program.memory.items()),
+        seed=0,
+    )
+    check_case(case, entry.id)
+    return case
