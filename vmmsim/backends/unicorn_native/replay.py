@@ -48,6 +48,8 @@ _CODE64 = 1 << 15  # HF_CS64
 _PORT_OPCODES = b"\xe4\xe5\xe6\xe7\xec\xed\xee\xef"
 _COMPARING = b"\xa6\xa7\xae\xaf"
 _M64 = (1 << 64) - 1
+#: Behind the VMCB: bytes that are no instruction.
+_NOTHING = VMCB + 0x1000
 #: In Shared.DELIVERING: each exception comes to Python, which mends the flags first.
 _ALWAYS = 2
 
@@ -134,7 +136,7 @@ class ReplayCutter(AccessCutter):
         self._translated = True
         # There the permission map is, all ones, which is no instruction: a block with nothing in it.
         # One of hundreds of instructions would cost 0.3 ms, and the engine keeps what it took.
-        check(uclib.uc_emu_start(self._handle, VMCB + 0x1000, 0, 0, 0), "start")
+        check(uclib.uc_emu_start(self._handle, _NOTHING, 0, 0, 0), "start")
         address = words[Shared.ENV]
         layout = self.codec.layout
         if not address:
@@ -148,10 +150,10 @@ class ReplayCutter(AccessCutter):
         self._engine_halted = _view(ctypes.c_uint32, address + engine_offsets().halted)
 
     def _guard_stores(self) -> None:
-        """Make stores quick where no code is. VMCB is what was executed just now."""
+        """Make stores quick where no code is. `_NOTHING` is what was executed just now."""
         end = max((region.end for region in self.vm.regions), default=0)
         guard = StoreGuard((end + PAGE - 1) // PAGE)
-        if guard.install(self._thunks, VMCB):
+        if guard.install(self._thunks, _NOTHING):
             self._guard = guard
             self._flush()
 
