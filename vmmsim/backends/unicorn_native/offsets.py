@@ -78,6 +78,8 @@ def _recursion() -> int:
     return found[0]
 
 
+#: Engines that are compared at the most.
+_MOST_ENGINES = 8
 #: out 0x10, al; mov [rbx], eax; inc ecx; jmp next; next: nop
 _STOP_AND_STORE = bytes.fromhex("e6108903ffc1eb0090")
 
@@ -174,16 +176,23 @@ def _find_cpu(uc: Uc) -> int:
 
 
 def _cpu() -> int:
-    """The only pointer in uc_struct to somewhere before the CPU structure and near it, twice."""
-    places = []
-    for _ in range(2):
+    """The place in uc_struct that in every engine has a pointer to somewhere before the CPU structure and
+    near it. In one engine others may have one, too, to what malloc put there: so engines are looked
+    at, which live meanwhile and so lie elsewhere, until one place is left; at least two."""
+    places: set[int] = set()
+    engines = []
+    for number in range(_MOST_ENGINES):
         uc = _scratch(b"\x90")
+        engines.append(uc)
         env, data = _find_cpu(uc), ctypes.string_at(_handle(uc), _STRUCT_BYTES)
         words = (int.from_bytes(data[at : at + 8], "little") for at in range(0, _STRUCT_BYTES, 8))
-        places.append([8 * n for n, word in enumerate(words) if 0 < env - word < _CPU_BYTES])
-    if len(places[0]) != 1 or places[0] != places[1]:
-        raise NotSupported(f"the pointer to CPUState was found at {places} of uc_struct")
-    return places[0][0]
+        found = {8 * n for n, word in enumerate(words) if 0 < env - word < _CPU_BYTES}
+        places = places & found if number else found
+        if number and len(places) <= 1:
+            break
+    if len(places) != 1:
+        raise NotSupported(f"the pointer to CPUState was found at {sorted(places)} of uc_struct")
+    return places.pop()
 
 
 @functools.cache
