@@ -114,7 +114,8 @@ class Machine(TimeTravel):
             self.memory.attach(self.vm, self._settle, self._check_vacant)
             self._unobserve: Callable[[], None] = lambda: None
             vcpus = [Processor(number, self.vm.create_vcpu()) for number in range(config.cpus)]
-            parallel = self.backend.capabilities.parallel_vcpus
+            # Not asked for one: what a KVM can do is found out by running guests.
+            parallel = config.cpus > 1 and self.backend.capabilities.parallel_vcpus
             self.processors = Processors(vcpus, parallel=parallel, on_halt=self._count_end)
             self._connect()
         except BaseException:
