@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from .backends.base import WrappedHandler
 from .exits import Cancelled, Exit, Halt
 from .processor import RUNS, Processor
 
@@ -63,7 +64,7 @@ class CpuThreads:
 
     def _work(self, item: Processor) -> None:
         try:
-            self._loop(item, _Locked(self._processors, item.number, self._handler, self._lock))
+            self._loop(item, _locked(self._processors, item.number, self._handler, self._lock))
         except BaseException as error:
             self._finish(None, error)
 
@@ -126,23 +127,17 @@ class CpuThreads:
                 item.wake.set()
 
 
-class _Locked:
+def _locked(
+    processors: Processors, number: int, handler: AccessHandler, lock: threading.RLock
+) -> AccessHandler:
     """The handler of one vCPU: its accesses are answered under the lock."""
 
-    def __init__(
-        self, processors: Processors, number: int, handler: AccessHandler, lock: threading.RLock
-    ) -> None:
-        def locked(answer: Callable) -> Callable:
-            def enter(*access: int) -> object:
-                with lock:
-                    processors.current = number
-                    return answer(*access)
+    def around(answer: Callable[..., Any]) -> Callable[..., Any]:
+        def enter(*access: int) -> Any:
+            with lock:
+                processors.current = number
+                return answer(*access)
 
-            return enter
+        return enter
 
-        self.port_read = locked(handler.port_read)
-        self.port_write = locked(handler.port_write)
-        self.mmio_read = locked(handler.mmio_read)
-        self.mmio_write = locked(handler.mmio_write)
-        self.msr_read = locked(handler.msr_read)
-        self.msr_write = locked(handler.msr_write)
+    return WrappedHandler(handler, around)

@@ -11,7 +11,8 @@ finds them by name.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -33,6 +34,7 @@ __all__ = [
     "Vcpu",
     "Vm",
     "VmOptions",
+    "WrappedHandler",
 ]
 
 
@@ -50,6 +52,17 @@ class AccessHandler(Protocol):
     def mmio_write(self, gpa: int, size: int, value: int, /) -> None: ...
     def msr_read(self, index: int, /) -> int | None: ...
     def msr_write(self, index: int, value: int, /) -> bool: ...
+
+
+class WrappedHandler:
+    """An AccessHandler over another: `around(answer)` gives what is called in the place of each answer."""
+
+    def __init__(
+        self, handler: AccessHandler, around: Callable[[Callable[..., Any]], Callable[..., Any]]
+    ) -> None:
+        self.port_read, self.port_write = around(handler.port_read), around(handler.port_write)
+        self.mmio_read, self.mmio_write = around(handler.mmio_read), around(handler.mmio_write)
+        self.msr_read, self.msr_write = around(handler.msr_read), around(handler.msr_write)
 
 
 class Board(Protocol):

@@ -23,7 +23,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..cpu.state import CpuState, Registers
 from ..cpu.validate import validate, validate_registers
@@ -44,7 +44,7 @@ from ..exits import (
 )
 from . import kvm_abi as abi
 from . import kvm_exits, kvm_kick, kvm_msrs, ticker
-from .base import AccessHandler, Board, Vcpu, VmOptions
+from .base import AccessHandler, Board, Vcpu, VmOptions, WrappedHandler
 from .kvm_fd import BREAKPOINTS, VcpuFd
 from .kvm_pins import Pins
 from .kvm_step import Stepper
@@ -86,25 +86,19 @@ _Item = tuple[type[Access], int, int, int]
 _STEPPED = BudgetSpent("insns", 1)
 
 
-class _Once:
+def _once(vcpu: KvmVcpu, handler: AccessHandler) -> AccessHandler:
     """The handler of one step: behind the instruction whose access is answered the run is over.
     KVM makes the exit of the access instead of that of the step."""
 
-    def __init__(self, vcpu: KvmVcpu, handler: AccessHandler) -> None:
-        def once(answer: Callable) -> Callable:
-            def enter(*access: int) -> object:
-                if vcpu._stop is None:
-                    vcpu.stop_here(_STEPPED)
-                return answer(*access)
+    def around(answer: Callable[..., Any]) -> Callable[..., Any]:
+        def enter(*access: int) -> Any:
+            if vcpu._stop is None:
+                vcpu.stop_here(_STEPPED)
+            return answer(*access)
 
-            return enter
+        return enter
 
-        self.port_read = once(handler.port_read)
-        self.port_write = once(handler.port_write)
-        self.mmio_read = once(handler.mmio_read)
-        self.mmio_write = once(handler.mmio_write)
-        self.msr_read = once(handler.msr_read)
-        self.msr_write = once(handler.msr_write)
+    return WrappedHandler(handler, around)
 
 
 class KvmVcpu(Vcpu):
@@ -554,7 +548,7 @@ class KvmVcpu(Vcpu):
                     "this host's KVM runs 64-bit code at CPL 3 natively, where it has no single step",
                     hint="set a breakpoint at CPL 0 and continue; or use backend unicorn",
                 )
-            exit = self.run_inline(_Once(self, handler))
+            exit = self.run_inline(_once(self, handler))
             return _STEPPED if isinstance(exit, Breakpoint) else exit
         finally:
             self._stepping = False

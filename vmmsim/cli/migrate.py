@@ -22,7 +22,7 @@ from .common import (
 )
 from .moving import moving_options, progress_bar, shared_key
 from .output import out, say
-from .run import _judge, _open_port, _Stop, _terminal
+from .session import Stop, judge, open_serial, run_to_end, terminal
 
 if TYPE_CHECKING:
     from ..machine import Machine
@@ -99,11 +99,11 @@ def command(
     limit = _after(after)
     choices = Choices(**options, count_insns=limit is not None and limit.unit == "insns")
     timeout = None if choices.timeout is None else parse_seconds(choices.timeout)
-    stop = _Stop()
+    stop = Stop()
     watch = _Watch(after)
     with contextlib.ExitStack() as stack:
         target = resolve(choices)
-        port = _open_port(choices, target, serial, as_json, stop)
+        port = open_serial(choices, target, serial, as_json, stop)
         stack.callback(port.close)
         machine = stack.enter_context(open_machine(choices, target, source=port.source, sink=port.sink))
         stop.machine = machine
@@ -112,7 +112,7 @@ def command(
             say(f"the guest's serial port is {port.path}")
         moved: Migrated | None = None
         end: Exit | DeviceError | None
-        with _terminal(serial, choices):
+        with terminal(serial, choices):
             try:
                 end = _before(machine, limit, watch, timeout, stop)
                 if end is None:
@@ -136,7 +136,9 @@ def command(
             except MigrationError as error:
                 say(f"not moved: {error.message}" + (f" ({error.hint})" if error.hint else ""))
                 say("the guest runs on here")
-                end = _run(machine, _left(machine, timeout))
+                left = _left(machine, timeout)
+                limits = () if left is None else (seconds(left),)
+                end = run_to_end(lambda: machine.run(budget=limits))
             except KeyboardInterrupt:
                 end = Cancelled()
             except DeviceError as error:
@@ -145,7 +147,7 @@ def command(
             _tell(moved.report, str(address), as_json)
             return 0
         assert end is not None
-        result = _judge(machine, end, stop, choices)
+        result = judge(machine, end, stop, choices)
         if as_json:
             out(msgspec.json.encode({"moved": False, "to": str(address), "exit_code": result.code}))
         return result.code
@@ -191,7 +193,7 @@ class _Watch:
 
 
 def _before(
-    machine: Machine, limit: Budget | None, watch: _Watch, timeout: float | None, stop: _Stop
+    machine: Machine, limit: Budget | None, watch: _Watch, timeout: float | None, stop: Stop
 ) -> Exit | None:
     """Run up to the point where it is to move. None: it is there; else the end that came first."""
     if limit is None and watch.wanted is None:
@@ -209,15 +211,6 @@ def _before(
 
 def _left(machine: Machine, timeout: float | None) -> float | None:
     return None if timeout is None else max(0.001, timeout - machine.seconds)
-
-
-def _run(machine: Machine, timeout: float | None) -> Exit | DeviceError:
-    try:
-        return machine.run(budget=() if timeout is None else (seconds(timeout),))
-    except KeyboardInterrupt:
-        return Cancelled()
-    except DeviceError as error:
-        return error
 
 
 def _keep(machine: Machine, path: str | None) -> None:

@@ -5,21 +5,20 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from ..budget import seconds
 from ..errors import BackendUnavailable, DeviceError, MigrationError, UsageError
-from ..exits import Cancelled, Exit
+from ..exits import Exit
 from ..memory import parse_size
 from .common import Choices, Target, check_backend, json_option, parse_seconds, say_backend
 from .moving import moving_options, progress_bar, shared_key
 from .output import say
-from .run import _judge, _open_port, _print_json, _Stop, _terminal, _tracing
+from .session import Stop, judge, open_serial, print_json, run_to_end, terminal, tracing
 
 if TYPE_CHECKING:
-    from ..machine import Machine
     from ..snapshot.receive import Received
     from ..snapshot.wire import Listener
     from ..streams import Port
@@ -89,13 +88,13 @@ def command(
     most = None if max_memory is None else parse_size(max_memory)
     limits = () if timeout is None else (seconds(parse_seconds(timeout)),)
     deadline = None if wait is None else time.monotonic() + parse_seconds(wait)
-    stop = _Stop()
+    stop = Stop()
     choices = Choices(guest="received", stdin=stdin, backend=backend, quiet=quiet)
     target = Target("received", None, False)
     if stdin == "example":
         raise UsageError("a machine that moves here comes with no input", hint="give --stdin FILE")
     with contextlib.ExitStack() as stack:
-        port = _open_port(choices, target, serial, as_json, stop)
+        port = open_serial(choices, target, serial, as_json, stop)
         stack.callback(port.close)
         if port.path is not None:
             say(f"the guest's serial port is {port.path}")
@@ -113,16 +112,16 @@ def command(
             say_backend(machine)
             _tell(found)
         choices.model = machine.config.model
-        finish = stack.enter_context(_tracing(machine, target, trace))
+        finish = stack.enter_context(tracing(machine, target, trace))
         end: Exit | DeviceError | None = None
         try:
-            with _terminal(serial, choices):
-                end = _run(machine, limits)
+            with terminal(serial, choices):
+                end = run_to_end(lambda: machine.run(budget=limits))
         finally:
             finish(end)
-        result = _judge(machine, end, stop, choices)
+        result = judge(machine, end, stop, choices)
         if as_json:
-            _print_json(machine, target, end, result)
+            print_json(machine, target, end, result)
         return result.code
 
 
@@ -156,15 +155,6 @@ def _wait(
                 raise
             say(f"nothing came of it: {error.message}" + (f" ({error.hint})" if error.hint else ""))
     return None
-
-
-def _run(machine: Machine, limits: Any) -> Exit | DeviceError:
-    try:
-        return machine.run(budget=limits)
-    except KeyboardInterrupt:
-        return Cancelled()
-    except DeviceError as error:
-        return error
 
 
 def _tell(found: Received) -> None:
