@@ -181,11 +181,7 @@ class Processors:
                     return exit
                 if left is not None and left <= 0 and item.can_wake():
                     return BudgetSpent("insns", max_insns or 0)
-            elif isinstance(exit, Cancelled) and item.init and not self.cancelled:
-                continue
-            else:
-                if isinstance(exit, Cancelled):
-                    self.uncancel()
+            elif self._is_end(item, exit):
                 return exit
 
     def run_one(self, number: int, handler: AccessHandler) -> Exit:
@@ -244,12 +240,16 @@ class Processors:
             elif isinstance(exit, Halt):
                 self._halt(item)
                 return exit
-            elif isinstance(exit, Cancelled) and item.init and not self.cancelled:
-                continue
-            else:
-                if isinstance(exit, Cancelled):
-                    self.uncancel()
+            elif self._is_end(item, exit):
                 return exit
+
+    def _is_end(self, item: Processor, exit: Exit) -> bool:
+        """Whether `exit` ends the run. If not, the vCPU was stopped for INIT."""
+        if isinstance(exit, Cancelled):
+            if item.init and not self.cancelled:
+                return False
+            self.uncancel()
+        return True
 
     def _step_turn(self, item: Processor) -> Exit:
         """One exit of `item`, or BudgetSpent at the end of its turn."""
