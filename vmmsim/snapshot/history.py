@@ -64,6 +64,9 @@ class History:
         self._ring: deque[_Moment] = deque(maxlen=keep)
         #: Accesses since the history began.
         self.exits = 0
+        #: Accesses that were answered by hand (`Machine.answer_by_hand`), by the number of those before;
+        #: None is a write that no device saw.
+        self.answers: dict[int, int | None] = {}
         self._next = 0
         self._waiting = False
         if hasattr(machine.source, "record"):
@@ -89,6 +92,15 @@ class History:
         self._waiting = False
         self._ring.append(_Moment(self.exits, self._machine.processors.insns(), self._machine.snapshot()))
         self._next = self._now() + int(self._every.amount)
+
+    def forget_answers(self) -> None:
+        """Those given by hand from here on."""
+        if self.answers and max(self.answers) >= self.exits:
+            self.answers = {number: value for number, value in self.answers.items() if number < self.exits}
+
+    def mark(self) -> None:
+        """Take a snapshot now, where a way forward from an earlier one might not lead."""
+        self._take()
 
     def places(self, unit: str) -> list[int]:
         """The counts of `unit` at the snapshots that there are, the oldest first."""
