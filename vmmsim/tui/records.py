@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from ..disasm import Insn
 from ..errors import UsageError
 from ..exits import Access, Exit
 
@@ -18,7 +19,8 @@ _KEPT = 20_000
 class Record(msgspec.Struct):
     """One exit. `before` is the number of accesses before it since the history began (-1: of another
     history), `printed` of the console's bytes, `within` whether its instruction had made another access
-    first, `rip` linear, None where nobody looked; `insns` None where nobody counts."""
+    first, `rip` linear and `insn` what made it, None where nobody looked; `insns` None
+    where nobody counts."""
 
     number: int
     exit: Exit
@@ -26,7 +28,7 @@ class Record(msgspec.Struct):
     before: int
     printed: int
     rip: int | None = None
-    insn: str = ""
+    insn: Insn | None = None
     insns: int | None = None
     within: bool = False
     by_hand: bool = False
@@ -59,6 +61,10 @@ class Records:
 
     def __iter__(self) -> Iterator[Record]:
         return iter(list(self._kept))
+
+    def span(self) -> range:
+        """The numbers of those that are kept."""
+        return range(self.count - len(self._kept) + 1, self.count + 1)
 
     @property
     def last(self) -> Record | None:
