@@ -53,10 +53,10 @@ def _check_terminal() -> None:
         raise UsageError(
             "vmmsim step needs textual, which is not installed", hint="pip install 'vmmsim[tui]'"
         )
-    ends = (sys.__stdin__, sys.__stdout__)
+    ends = (sys.__stdin__, sys.__stdout__, sys.__stderr__)  # textual draws on stderr
     if not all(end is not None and not end.closed and end.isatty() for end in ends):
         raise UsageError(
-            "vmmsim step needs a terminal on its standard input and output",
+            "vmmsim step needs a terminal: its input or output is redirected",
             hint="vmmsim exits lists the exits of a guest without one",
         )
     if os.environ.get("TERM") == "dumb":

@@ -157,8 +157,8 @@ class StepApp(Asking, App[int]):
         """All panes, unless the machine runs."""
         if self.busy:
             return
-        title = "memory" if not self.memory_at else f"memory gpa {self.memory_at:#x}"
-        self.query_one("#memory").border_title = title
+        self.query_one("#memory").border_title = f"memory gpa {self.memory_at:#x}"
+        self.query_one("#registers").border_title = f"registers  {self._now.mode}, cpl {self._now.cpl}"
         for pane in self.query(Pane):
             pane.repaint()
 

@@ -31,9 +31,6 @@ class Pane(Static):
         width, height = self.size
         if self.display and width > 0 and height > 0:
             lines = self._paint(width, height)
-            for line in lines:
-                line.no_wrap = not self._whole
-                line.overflow = "fold" if self._whole else "ellipsis"
             self.update(Text("\n").join(lines if self._whole else lines[:height]))
 
     def on_resize(self, event: events.Resize) -> None:

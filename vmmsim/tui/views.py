@@ -94,8 +94,6 @@ def registers(state: CpuState, before: CpuState | None, width: int) -> list[Text
             line.append(
                 f"{'*' if changed else ' '}{name} {getattr(state, name).selector:04x} ", _mark(changed)
             )
-        if group[0] == "cs":
-            line.append(f" {state.mode} cpl {state.cpl}")
         lines.append(line)
     control = Text()
     for name in ("cr0", "cr2", "cr3", "cr4"):
