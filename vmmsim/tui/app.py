@@ -232,6 +232,7 @@ class StepApp(Asking, App[int]):
         if self.busy:
             self.say(f"runs, exit {self.stepper.records.count}: Escape stops it")
             self.query_one("#console", Pane).repaint()
+            self.query_one("#log", Pane).repaint()
 
     def _leave(self, code: int) -> None:
         if self.busy:

@@ -7,8 +7,6 @@ for its answer as it did the first time.
 
 from __future__ import annotations
 
-import contextlib
-
 from ..errors import NotSupported, UsageError
 from ..exits import Access, Cancelled, Exit, Halt
 from .place import Place
@@ -27,24 +25,25 @@ class Back(Place):
         return self.back_to(last.number - self.at_exit)
 
     def back_to(self, number: int) -> str:
-        """To exit `number`, as it was before it was answered; 0 is the beginning. UsageError where that is
-        not to be had; NotSupported with several vCPUs."""
+        """To exit `number`, as it was before it was answered; 0 is the beginning, or where something was
+        changed by hand. UsageError where that is not to be had; NotSupported with several vCPUs."""
         self._fresh()
         if len(self.machine.processors.items) > 1:
             raise NotSupported("several vCPUs do not run the same way twice", hint="go back with --cpus 1")
         record = self.records.get(number) if number else None
         before = record.before if record is not None else 0
         first = self.history.places("exits")[0]
-        if before < first or (record is None and self.records.count and self._strange(1)):
+        if before < 0:
+            raise UsageError(f"exit {number} lies before a change by hand", hint="g 0 goes back to that")
+        if before < first:
             raise UsageError(
-                f"exit {number} lies before what is kept",
-                hint=f"the first {max(first, 0)} accesses are forgotten",
+                f"exit {number} lies before what is kept", hint=f"the first {first} accesses are forgotten"
             )
         halts = None
         if record is not None and not isinstance(record.exit, Access):
             halts = self.records.halts_before(record) + 1
         exit, within = self._reach(before, halts, nothing=record is None)
-        gone = self.records.cut(number) if record is not None else self.records.cut(1)
+        gone = self.records.cut(number or self.records.own())
         if gone:
             self.console.back_to(gone[0].printed)
         if exit is not None:
@@ -52,11 +51,6 @@ class Back(Place):
         if record is not None and exit is not None and not record.same(exit):
             return f"this is not the exit {number} that it was: {record.exit.describe()}"
         return self._standing()
-
-    def _strange(self, number: int) -> bool:
-        with contextlib.suppress(UsageError):
-            return self.records.get(number).before < 0
-        return True
 
     def back_step(self) -> str:
         """To before the last instruction. UsageError, with the reason, where that is not to be had."""

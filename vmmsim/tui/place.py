@@ -256,20 +256,11 @@ class Place:
         insn: Insn | None = None,
     ) -> None:
         device = owner(self.machine, type(exit), exit.address) if isinstance(exit, Access) else ""
-        insns = self.machine.processors.insns() if self.machine.vcpu.insns is not None else None
-        self.records.add(
-            Record(
-                self.records.count + 1,
-                exit,
-                device,
-                before,
-                len(self.console.data),
-                rip,
-                insn,
-                insns if rip is not None else None,
-                within,
-            )
-        )
+        record = Record(self.records.count + 1, exit, device, before, len(self.console.data), rip, insn)
+        if rip is not None:
+            record.within = within
+            record.insns = self.machine.processors.insns() if self.machine.vcpu.insns is not None else None
+        self.records.add(record)
 
     def _over(self, exit: Exit, *, told: bool = False) -> None:
         """The guest has ended. Ends that a device made are records, too, unless `told`."""

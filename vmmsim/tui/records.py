@@ -102,6 +102,10 @@ class Records:
         self.count = min(self.count, number - 1)
         return gone
 
+    def own(self) -> int:
+        """The number of the first of this history, or of the next one."""
+        return next((record.number for record in self._kept if record.before >= 0), self.count + 1)
+
     def estrange(self) -> None:
         """A new history begins: there is no way to these any more."""
         for record in self._kept:

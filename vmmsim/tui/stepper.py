@@ -163,7 +163,7 @@ class Stepper(Back):
         if self._hold is not None:
             self._fetch(self._hold)
             return self._at_point(until)
-        self._pass_halts(machine.halts)
+        self._pass_halts(self.history.exits)
         assert exit is not None
         self._halted = isinstance(exit, Halt) and machine.processors.items[self.current].can_wake()
         if self._halted and self.waits:
@@ -180,7 +180,7 @@ class Stepper(Back):
         if self._hold is not None:
             return
         before = self.history.exits - 1
-        self._pass_halts(self.machine.halts)
+        self._pass_halts(before)
         self._record(made(cls, address, size, value), before)
         last = self.records.last
         assert last is not None
@@ -190,9 +190,11 @@ class Stepper(Back):
             self._hold = before
             self.machine.request_stop(Cancelled())
 
-    def _pass_halts(self, halts: int) -> None:
+    def _pass_halts(self, before: int) -> None:
+        """Take down the halts since the last access; `before` accesses were done."""
+        halts = self.machine.halts
         for _ in range(halts - self._halts):
-            self._record(Halt(), self.history.exits - 1)
+            self._record(Halt(), before)
         self._halts = halts
 
     def _fetch(self, before: int) -> None:
