@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import Any
 
@@ -108,6 +109,22 @@ def test_a_guest_that_halts_for_its_interrupt_waits_for_what_is_typed(backend_na
         assert stepper.go() == "the guest ended with code 0"
 
     assert printed(stepper) == b"hi\nq"
+
+
+def test_typed_characters_come_at_the_same_exits_on_the_way_again(backend_name: str) -> None:
+    with guest("serial-echo", backend_name) as stepper:
+        uart: dict[int, Any] = {}
+        stepper.go()
+        for typed in (b"a", b"b"):
+            stepper.keyboard.send(typed)  # type: ignore[union-attr]
+            with contextlib.suppress(UsageError):  # it waits
+                while stepper.ended is None:
+                    stepper.next_exit()
+                    uart[stepper.records.count] = stepper.machine.device_states()["uart"]
+        assert printed(stepper) == b"ab"
+        for number in reversed(uart):  # back to where b was not typed yet
+            stepper.back_to(number)
+            assert stepper.machine.device_states()["uart"] == uart[number], number
 
 
 # -- by hand

@@ -93,6 +93,10 @@ class TimeTravel(Chassis):
     @abstractmethod
     def _check_idle(self) -> None: ...
 
+    @property
+    @abstractmethod
+    def halts(self) -> int: ...
+
     def between(self, action: Callable[[], None]) -> None:
         """For devices and observers, in a run: do `action` behind the instruction that is being
         answered, and run on. There the machine may be looked at, snapshotted and restored.

@@ -33,8 +33,9 @@ from .stepper import Stepper
 
 __all__ = ["StepApp"]
 
-#: Below so many columns one pane is shown at a time; from so many columns and lines on, all.
-_NARROW, _LARGE = 60, (120, 34)
+#: Below so many columns one pane is shown at a time; from so many columns and lines on, all; below so
+#: many lines there is none for the title.
+_NARROW, _LARGE, _LOW = 60, (120, 34), 14
 #: Seconds between two looks at a running machine.
 _LOOK = 0.2
 _PANES = ("code", "registers", "exit", "log", "console", "memory", "devices")
@@ -90,6 +91,7 @@ class StepApp(Asking, App[int]):
         #: A command runs; and with which exit code the person wants to leave behind it.
         self.busy = False
         self._leaving: int | None = None
+        self._room = self.size
         self._pane = "code"
         self._side = "console"
         self.memory_at = self._now.linear_rip & ~0xF
@@ -129,21 +131,23 @@ class StepApp(Asking, App[int]):
         self._arrange()
 
     def on_resize(self, event: events.Resize) -> None:
+        self._room = event.size  # that of the app is not changed yet
         self._arrange()
 
     @property
     def _narrow(self) -> bool:
-        return self.size.width < _NARROW
+        return self._room.width < _NARROW
 
     @property
     def _large(self) -> bool:
-        return self.size.width >= _LARGE[0] and self.size.height >= _LARGE[1]
+        return self._room.width >= _LARGE[0] and self._room.height >= _LARGE[1]
 
     def _arrange(self) -> None:
         """Which panes are there depends on the room."""
         narrow, large = self._narrow, self._large
         self.screen.set_class(narrow, "-narrow")
         self.screen.set_class(large, "-large")
+        self.screen.set_class(self._room.height < _LOW, "-low")
         for name in _PANES:
             shown = name == self._pane if narrow else large or name not in _SIDE or name == self._side
             self.query_one(f"#{name}").display = shown

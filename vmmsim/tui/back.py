@@ -119,7 +119,8 @@ class Back(Place):
         self._forget_place()
         within = False
         while not nothing:
-            exit = machine.step_exit() if within else self._proceed()
+            with machine.unheard():
+                exit = machine.step_exit() if within else self._proceed()
             if isinstance(exit, Halt) and halts != 1:
                 self._halted = self.machine.processors.items[self.current].board is not None
                 halts = halts - 1 if halts is not None else None

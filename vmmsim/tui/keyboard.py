@@ -15,20 +15,20 @@ class Starved(Exception):
 class Keyboard:
     """A source (`devices.base.CharSource`) of what a person types. It never waits: Starved instead.
 
-    Each byte is the guest's from the access on at which it was there first, so that a way forward
-    that was gone before is the same again. `now` is the number of accesses done, `again` whether
+    Each byte is the guest's from the moment on at which it was there first, so that a way forward
+    that was gone before is the same again. `now` is the moment (`History.moment`), `again` whether
     such a way is under way. `send`, `end` and `ahead` are for any thread.
     """
 
     def __init__(self) -> None:
-        self.now: Callable[[], int] = lambda: 0
+        self.now: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self.again: Callable[[], bool] = lambda: False
         self._lock = threading.Lock()
         self._bytes = bytearray()
-        #: Of each byte that the guest could have taken: the access at which it was there first.
-        self._since: list[int] = []
+        #: Of each byte that the guest could have taken: the moment at which it was there first.
+        self._since: list[tuple[int, int]] = []
         self._over = False
-        self._over_since: int | None = None
+        self._over_since: tuple[int, int] | None = None
         #: How many bytes the guest has taken.
         self.position = 0
 

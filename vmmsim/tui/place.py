@@ -69,7 +69,7 @@ class Place:
         self.repeats = len(machine.processors.items) == 1 and machine.clock.deterministic
         self._begin_history()
         if keyboard is not None:
-            keyboard.now = lambda: self.history.exits
+            keyboard.now = lambda: self.history.moment
             keyboard.again = lambda: machine.muted
 
     def _begin_history(self) -> None:
