@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -38,8 +39,18 @@ __all__ = ["StepApp"]
 _NARROW, _LARGE, _LOW = 60, (120, 34), 14
 #: Seconds between two looks at a running machine.
 _LOOK = 0.2
+#: Keys that do not wait for a command, which waits so many seconds at most.
+_AT_ONCE, _SOON = ("escape", "ctrl+c"), 0.5
+#: Actions that there are in a prompt, too; the rest is textual's own.
+_ALWAYS = ("stop", "interrupt", "suspend_process", "end_input")
 _PANES = ("code", "registers", "exit", "log", "console", "memory", "devices")
 _SIDE = ("console", "memory", "devices")
+
+
+def _key(keys: str, action: str, label: str = "", *, shown: str = "") -> Binding:
+    return Binding(
+        keys, action, label, show=bool(label), key_display=shown or keys.partition(",")[0], priority=True
+    )
 
 
 class StepApp(Asking, App[int]):
@@ -47,35 +58,36 @@ class StepApp(Asking, App[int]):
 
     CSS_PATH = "step.tcss"
     ENABLE_COMMAND_PALETTE = False
+    # All have priority: they are then dealt with in the order in which they are typed, however fast.
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("s,space", "next", "next exit", key_display="s"),
-        Binding("i", "step", "instr"),
-        Binding("c", "go", "cont"),
-        Binding("u,backspace", "back_exit", "back", key_display="u"),
-        Binding("a", "answer", "answer"),
-        Binding("d", "let", "device"),
-        Binding("t", "type", "type"),
-        Binding("b", "point", "break"),
-        Binding("question_mark", "help", "help", key_display="?"),
-        Binding("q", "leave", "quit"),
-        Binding("n", "go_to", show=False),
-        Binding("r", "run_out", show=False),
-        Binding("U", "back_step", show=False),
-        Binding("g", "back_to", show=False),
-        Binding("B", "remove_point", show=False),
-        Binding("e", "edit", show=False),
-        Binding("m", "memory", show=False),
-        Binding("v", "show('devices')", show=False),
-        Binding("o", "show('console')", show=False),
-        Binding("l", "list", show=False),
-        Binding("T", "theme", show=False),
-        Binding("tab", "turn(1)", show=False, priority=True),
-        Binding("shift+tab", "turn(-1)", show=False, priority=True),
-        Binding("pageup", "page(-1)", show=False),
-        Binding("pagedown", "page(1)", show=False),
-        Binding("escape", "stop", show=False),
-        Binding("ctrl+c", "interrupt", show=False, priority=True),
-        Binding("ctrl+z", "suspend_process", show=False),
+        _key("s,space", "next", "next exit"),
+        _key("i", "step", "instr"),
+        _key("c", "go", "cont"),
+        _key("u,backspace", "back_exit", "back"),
+        _key("a", "answer", "answer"),
+        _key("d", "let", "device"),
+        _key("t", "type", "type"),
+        _key("b", "point", "break"),
+        _key("question_mark", "help", "help", shown="?"),
+        _key("q", "leave", "quit"),
+        _key("n", "go_to"),
+        _key("r", "run_out"),
+        _key("U", "back_step"),
+        _key("g", "back_to"),
+        _key("B", "remove_point"),
+        _key("e", "edit"),
+        _key("m", "memory"),
+        _key("v", "show('devices')"),
+        _key("o", "show('console')"),
+        _key("l", "list"),
+        _key("T", "theme"),
+        _key("tab", "turn(1)"),
+        _key("shift+tab", "turn(-1)"),
+        _key("pageup", "page(-1)"),
+        _key("pagedown", "page(1)"),
+        _key("escape", "stop"),
+        _key("ctrl+c", "interrupt"),
+        _key("ctrl+z", "suspend_process"),
     ]
 
     def __init__(self, stepper: Stepper, title: str, greeting: str = "") -> None:
@@ -90,6 +102,7 @@ class StepApp(Asking, App[int]):
         self._then: CpuState | None = None
         #: A command runs; and with which exit code the person wants to leave behind it.
         self.busy = False
+        self._began = 0.0
         self._leaving: int | None = None
         self._room = self.size
         self._pane = "code"
@@ -142,6 +155,11 @@ class StepApp(Asking, App[int]):
     def _large(self) -> bool:
         return self._room.width >= _LARGE[0] and self._room.height >= _LARGE[1]
 
+    @property
+    def _wide(self) -> bool:
+        """Whether registers have 64 bits."""
+        return bool(self._now.efer & 1 << 10)
+
     def _arrange(self) -> None:
         """Which panes are there depends on the room."""
         narrow, large = self._narrow, self._large
@@ -154,7 +172,7 @@ class StepApp(Asking, App[int]):
         self.query_one("#side").display = any(self.query_one(f"#{name}").display for name in _SIDE[1:])
         self.query_one("#top").display = not narrow or self._pane in ("code", "registers")
         self.query_one("#bottom").display = not narrow or self._pane in ("log", *_SIDE)
-        self.query_one("#registers").set_class(bool(self._now.efer & 1 << 10), "-wide")
+        self.query_one("#registers").set_class(self._wide, "-wide")
         self.call_after_refresh(self.repaint)
 
     def repaint(self) -> None:
@@ -187,6 +205,33 @@ class StepApp(Asking, App[int]):
             self._pane = name
             self._arrange()
 
+    # -- keys, in the order in which they are typed
+
+    async def on_event(self, event: events.Event) -> None:
+        """A key waits until what the one before has begun is done, if that is soon."""
+        if isinstance(event, events.Key) and not event.is_forwarded and event.key not in _AT_ONCE:
+            while self.busy and time.monotonic() < self._began + _SOON:
+                await asyncio.sleep(0.002)
+            prompt = self.query(Prompt).first()
+            if event.key == "enter" and prompt.asks:
+                prompt.submit()
+                return
+            await super().on_event(event)
+            if prompt.asks:
+                await prompt.taken()
+            return
+        await super().on_event(event)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """None, not now: what is typed in a prompt, or on the help page, is no command."""
+        if action in _ALWAYS:
+            return True
+        if len(self.screen_stack) > 1 or self.query(Prompt).first().asks:
+            return None
+        if action == "page" and isinstance(self.focused, LogPane):
+            return None
+        return True
+
     # -- commands
 
     def do(self, command: Callable[[], str], doing: str = "") -> None:
@@ -195,6 +240,7 @@ class StepApp(Asking, App[int]):
             self.say("the guest runs: Escape stops it", error=True)
             return
         self.busy = True
+        self._began = time.monotonic()
         self._then = self._now
         if doing:
             self.say(doing)
@@ -229,7 +275,10 @@ class StepApp(Asking, App[int]):
         if record is not None and record.insn is not None:
             self._listing.learn(record.insn.address)
         self.say(said, error=error)
-        self._arrange()
+        if self._wide == self.query_one("#registers").has_class("-wide"):
+            self.repaint()
+        else:
+            self._arrange()
 
     def _look(self) -> None:
         """While a command runs: how far it is."""
@@ -279,12 +328,10 @@ class StepApp(Asking, App[int]):
 
     def action_list(self) -> None:
         self.show("log")
-        self.query_one(LogPane).focus()
+        self.screen.set_focus(self.query_one(LogPane))
 
     def action_turn(self, by: int) -> None:
         """Tab: the next pane of those that share a place."""
-        if self.query_one(Prompt).asks:
-            return
         row = _PANES if self._narrow else _SIDE
         at = row.index(self._pane if self._narrow else self._side)
         self.show(row[(at + by) % len(row)])
@@ -303,7 +350,13 @@ class StepApp(Asking, App[int]):
         self.theme = "textual-dark" if self.theme == "textual-light" else "textual-light"
 
     def action_stop(self) -> None:
-        if self.busy:
+        """Escape: what is there to be left is left."""
+        prompt = self.query(Prompt).first()
+        if len(self.screen_stack) > 1:
+            self.pop_screen()
+        elif prompt.asks:
+            prompt.close()
+        elif self.busy:
             self.stepper.cancel()
         else:
             self.screen.set_focus(None)
@@ -314,6 +367,10 @@ class StepApp(Asking, App[int]):
             self.stepper.cancel()
         else:
             self._leave(130)
+
+    async def action_quit(self) -> None:
+        """Ctrl-q, which is textual's own."""
+        self._leave(0)
 
     def action_leave(self) -> None:
         self._leave(0)

@@ -54,9 +54,6 @@ class Asking(_Base):
 
         self.query_one(Prompt).ask(what, label, typed, hint=hint)
 
-    def action_close_prompt(self) -> None:
-        self.query_one(Prompt).close()
-
     def ask_answer(self, exit: ReadAccess) -> None:
         """For a read's answer. What is wrong with it is said when it is given."""
 

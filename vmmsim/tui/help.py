@@ -50,9 +50,7 @@ Marks: => is next, > made the exit at hand, b has a breakpoint,
 class HelpScreen(ModalScreen[None]):
     """Any of its keys closes it."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,question_mark,q,enter,space", "dismiss", "close")
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("question_mark,q,enter,space", "dismiss", "close")]
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="help"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable
 from typing import ClassVar
@@ -45,7 +46,6 @@ def answer_value(text: str) -> int:
 
 class _Line(Input):
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "app.close_prompt", "cancel", show=False),
         Binding("ctrl+d", "end_or_delete", show=False),
     ]
 
@@ -70,26 +70,33 @@ class Prompt(Horizontal):
         yield Label("", markup=False)
         yield _Line()
 
-    def ask(
-        self, what: str, label: str, done: Callable[[str], None], *, hint: str = "", text: str = ""
-    ) -> None:
+    def ask(self, what: str, label: str, done: Callable[[str], None], *, hint: str = "") -> None:
         """Open it."""
         self._done, self.asks = done, what
         self.query_one(Label).update(f"{label} ")
         line = self.query_one(Input)
         line.placeholder = hint
-        line.value = text
-        self.add_class("-open")
-        line.focus()
+        line.value = ""
+        self.display = True
+        self.screen.set_focus(line)  # at once: what is typed next is for it
+        self.app.refresh_bindings()
 
     def close(self) -> None:
+        """Nothing is asked any more."""
         self._done, self.asks = None, ""
-        self.remove_class("-open")
+        self.display = False
         self.screen.set_focus(None)
+        self.app.refresh_bindings()
 
-    def on_input_submitted(self, event: Input.Submitted) -> None:
-        event.stop()
-        done = self._done
+    async def taken(self) -> None:
+        """Wait until the line has taken the keys that were sent to it."""
+        idle = asyncio.Event()
+        if self.query_one(Input).call_later(idle.set):
+            await idle.wait()
+
+    def submit(self) -> None:
+        """Enter."""
+        done, text = self._done, self.query_one(Input).value
         self.close()
         if done is not None:
-            done(event.value)
+            done(text)
