@@ -37,7 +37,8 @@ class Screen:
     async def stands(self) -> None:
         taken = asyncio.Event()
         self.app.call_later(taken.set)  # behind the keys; a busy host makes pause() too short
-        await taken.wait()
+        while not taken.is_set() and self.app.return_code is None:
+            await asyncio.sleep(0.01)
         while self.app.busy:
             await asyncio.sleep(0.01)
         await self.pilot.pause()
