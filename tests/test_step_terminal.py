@@ -78,7 +78,7 @@ def test_the_lesson_in_tmux_at_80_by_24(tmp_path: Path, backend_name: str, sessi
     screen.keys("t", "k", "Enter")
     screen.expect("typed ahead: 'k'")
     screen.keys("c")
-    shown = screen.expect("k - You won!")
+    shown = screen.expect("Score: 1 won, 0 lost")
     assert len(shown.splitlines()) <= 24
     screen.keys("BSpace")
     screen.expect("d gives it, a keeps it away")
