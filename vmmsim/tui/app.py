@@ -19,6 +19,7 @@ from textual import events, work
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
+from textual.driver import Driver
 from textual.widgets import Footer, Static, Tab, Tabs
 
 from ..cpu.state import CpuState
@@ -26,6 +27,7 @@ from ..errors import VmmsimError
 from ..exits import ReadAccess
 from . import views
 from .asking import Asking
+from .driver import lasting
 from .help import HelpScreen
 from .listing import Listing
 from .panes import LogPane, Pane
@@ -112,6 +114,9 @@ class StepApp(Asking, App[int]):
         self.failed: BaseException | None = None
         if _light():
             self.theme = "textual-light"
+
+    def get_driver_class(self) -> type[Driver]:
+        return lasting(super().get_driver_class())
 
     # -- the screen
 
