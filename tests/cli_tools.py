@@ -23,7 +23,7 @@ _COMMAND = [sys.executable, "-m", "vmmsim"]
 def environment(**extra: str) -> dict[str, str]:
     """This process's, without what would change the command line's answers."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("VMMSIM_") or k == "VMMSIM_UNICORN"}
-    for name in ("COLUMNS", "NO_COLOR", "FORCE_COLOR"):
+    for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
         kept.pop(name, None)
     return {**kept, **extra}
 

@@ -62,16 +62,18 @@ class StepApp(Asking, App[int]):
     ENABLE_COMMAND_PALETTE = False
     # All have priority: they are then dealt with in the order in which they are typed, however fast.
     BINDINGS: ClassVar[list[BindingType]] = [
-        _key("s,space", "next", "next exit"),
+        _key("s", "next", "next exit"),
         _key("i", "step", "instr"),
         _key("c", "go", "cont"),
-        _key("u,backspace", "back_exit", "back"),
+        _key("u", "back_exit", "back"),
         _key("a", "answer", "answer"),
         _key("d", "let", "device"),
         _key("t", "type", "type"),
         _key("b", "point", "break"),
         _key("question_mark", "help", "help", shown="?"),
         _key("q", "leave", "quit"),
+        _key("backspace", "back_exit"),
+        _key("space", "next"),
         _key("n", "go_to"),
         _key("r", "run_out"),
         _key("U", "back_step"),

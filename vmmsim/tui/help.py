@@ -13,11 +13,11 @@ from textual.widgets import Static
 __all__ = ["HelpScreen"]
 
 _TEXT = """\
-YOU ARE THE VMM. The guest runs on the CPU until it does what the CPU
-cannot finish alone: it accesses a device, or halts. That is an exit.
-At a read it waits for its answer.
+YOU ARE THE VMM. The guest runs on the CPU until it does what the
+CPU cannot finish alone: it accesses a device, or halts. That is an
+exit. At a read it waits for its answer.
 
-  s  space     to the next exit (the device answers the one at hand)
+  s  space     to the next exit; the device answers this one
   i            one instruction, or the rest of the one at hand
   c            continue to a point, the end, or a wait for input
   n            continue to exit number N
@@ -29,7 +29,7 @@ At a read it waits for its answer.
   g            go back to exit number N (0: the beginning)
   b  B         set a point, remove one:
                  0x7c20, main     stops at an instruction
-                 gpa:0x1000       at an MMIO access, or when RAM changes
+                 gpa:0x1000       at MMIO, or when RAM changes
                  port:0x3f8       at an access to a port
   t            type for the guest: text, \\n \\r \\e \\xHH;
                Ctrl-d in the empty line: no more input
@@ -38,7 +38,7 @@ At a read it waits for its answer.
   PgUp PgDn    through memory
   l            the list of exits: up, down, Enter goes back there
   Tab          the next pane
-  Escape ^C    stop a run
+  Escape       stop a run, leave a prompt; ^C stops a run, too
   T            light or dark
   ?            this page        q  quit
 

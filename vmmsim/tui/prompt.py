@@ -48,7 +48,6 @@ class _Line(Input):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+d", "end_or_delete", show=False),
         Binding("enter", "submit", "take"),
-        Binding("escape", "app.stop", "cancel", key_display="Esc"),
     ]
 
     async def action_end_or_delete(self) -> None:
