@@ -474,6 +474,22 @@ def test_run_to_an_exit_by_its_number(backend_name: str) -> None:
         assert len(printed(stepper)) == 38
 
 
+def test_run_to_a_halt_by_its_number(backend_name: str) -> None:
+    with guest("timer-real", backend_name) as stepper:
+        while stepper.ended is None:
+            stepper.next_exit()
+        halts = [record.number for record in stepper.records if isinstance(record.exit, Halt)]
+        assert len(halts) > 2
+        for number in halts[:3]:
+            stepper.back_to(0)
+            stepper.go(number)
+            assert stepper.records.last is not None
+            assert (stepper.records.count, type(stepper.records.last.exit)) == (number, Halt)
+            assert stepper.halted
+        stepper.go()
+        assert printed(stepper) == b"..........\n"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

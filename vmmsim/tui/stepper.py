@@ -162,6 +162,8 @@ class Stepper(Back):
             self._control.disarm()
         if self._hold is not None:
             self._fetch(self._hold)
+            if until is not None and self.records.count > until:
+                return self.back_to(until)
             return self._at_point(until)
         self._pass_halts(self.history.exits)
         assert exit is not None
@@ -186,7 +188,8 @@ class Stepper(Back):
         assert last is not None
         # What it has just printed lies behind it.
         last.printed, self._printed = self._printed, last.printed
-        if self.records.count == until or (self.points and self._hit(last.exit) is not None):  # type: ignore[arg-type]
+        passed = until is not None and self.records.count >= until  # it may have been a halt
+        if passed or (self.points and self._hit(last.exit) is not None):  # type: ignore[arg-type]
             self._hold = before
             self.machine.request_stop(Cancelled())
 
