@@ -239,6 +239,13 @@ def test_where_the_cpu_has_no_single_step_it_says_why(backend_name: str) -> None
         else:
             with pytest.raises(NotSupported, match="CPL 3"):
                 stepper.step()
+            for _ in range(2):  # between exits, and at one
+                number, text = stepper.records.count, printed(stepper)
+                with pytest.raises(NotSupported, match="CPL 3"):
+                    stepper.back_step()
+                assert (stepper.records.count, stepper.at_exit) == (number, True)
+                assert text.startswith(printed(stepper))
+                stepper.next_exit()
         stepper.go()
         assert printed(stepper) == b"Hello from ring 3\n"
 

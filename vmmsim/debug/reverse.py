@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from ..budget import Budget, exits, insns
-from ..errors import UsageError
+from ..errors import UsageError, VmmsimError
 from ..exits import Breakpoint, BudgetSpent, Exit
 from .control import SIGTRAP, Controller, Stop
 
@@ -242,7 +242,7 @@ class _ByExits(Reverse):
                 if at <= first:
                     return False
                 at -= 1
-        except UsageError:
+        except VmmsimError:
             if here is None:
                 self._to(exits_here)
             else:
@@ -277,7 +277,7 @@ class _ByExits(Reverse):
                     return control.point_at(0)
                 bound = start
             self._to(places[0])
-        except UsageError:
+        except VmmsimError:
             machine.restore(here)
             self._history.exits = end
             raise

@@ -7,7 +7,11 @@ for its answer as it did the first time.
 
 from __future__ import annotations
 
-from ..errors import NotSupported, UsageError
+import contextlib
+
+from ..debug.control import Stop
+from ..debug.reverse import Reverse
+from ..errors import NotSupported, UsageError, VmmsimError
 from ..exits import Access, Cancelled, Exit, Halt
 from .place import Place
 
@@ -53,10 +57,22 @@ class Back(Place):
         return self._standing()
 
     def back_step(self) -> str:
-        """To before the last instruction. UsageError, with the reason, where that is not to be had."""
+        """To before the last instruction. UsageError or NotSupported, with the reason, where that is not to
+        be had; it stands at its last exit then, which waits for its answer."""
         self._fresh()
         if self.reverse is None:
             raise UsageError(self.no_reverse)
+        try:
+            stop = self._back_step(self.reverse)
+        except VmmsimError:
+            with contextlib.suppress(UsageError):
+                self.back_to(self.records.count)
+            raise
+        self._forget_place()
+        self._cut_ahead()
+        return "this is the beginning" if stop.why.startswith("replaylog") else ""
+
+    def _back_step(self, reverse: Reverse) -> Stop:
         while self.pending is not None and (self.pending.is_write or self._is_within):
             # Half an instruction back is its beginning: finish it, and go back by one.
             self._answer_again(self.pending)
@@ -65,10 +81,7 @@ class Back(Place):
                 exit = self.machine.step_exit()
                 self.pending = exit if isinstance(exit, Access) else None
         self._control.ended = None
-        stop = self.reverse.step()
-        self._forget_place()
-        self._cut_ahead()
-        return "this is the beginning" if stop.why.startswith("replaylog") else ""
+        return reverse.step()
 
     @property
     def _is_within(self) -> bool:
