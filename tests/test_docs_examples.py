@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _FENCE = re.compile(
     r"(?P<notes>(?:^<!-- [^\n]* -->\n)*)^```(?P<lang>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
@@ -158,7 +158,7 @@ def test_examples(page: Path, backend_name: str, tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_fence_says_what_it_is(page: Path) -> None:
-    known = {*_RUN, "sh", "text", "nasm", "yaml", "{toctree}"}
+    known = {*_RUN, "sh", "text", "nasm", "yaml", "{toctree}", "{eval-rst}"}
     assert [e.line for e in examples(page) if e.lang not in known] == []
 
 

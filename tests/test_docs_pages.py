@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from importlib import import_module
 from pathlib import Path
 
-import click
 import pytest
 from cli_tools import vmmsim
 
@@ -38,12 +36,13 @@ def test_files_named_in_the_walk_exist() -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_the_reference_has_every_option(verb: str) -> None:
-    command = import_module(f"vmmsim.cli.{VERBS[verb][0]}").command
-    text = read("cli.md")
-    options = [name for p in command.params if isinstance(p, click.Option) for name in p.opts]
-    assert f"vmmsim {verb}" in text
-    assert [name for name in options if not re.search(rf"`{name}\b|[`, ]{name}[ `]", text)] == []
+def test_every_verb_is_explained(verb: str) -> None:
+    assert re.search(rf"^## .*`vmmsim {verb}\b", read("cli.md"), re.MULTILINE)
+
+
+def test_options_are_listed_once() -> None:
+    """In reference/cli.md, which is made from the commands."""
+    assert "| option |" not in read("cli.md")
 
 
 @pytest.mark.timeout(60)
@@ -55,5 +54,12 @@ def test_the_reference_has_every_key_of_the_json_object(backend_name: str) -> No
 
 
 def test_every_page_is_in_the_contents() -> None:
-    contents = re.findall(r"^([a-z-]+)$", read("index.md"), re.MULTILINE)
-    assert sorted(contents) == sorted(page.stem for page in DOCS.glob("*.md") if page.stem != "index")
+    listed = {"index"}
+    for page in DOCS.rglob("*.md"):
+        for fence in re.findall(
+            r"^```\{toctree\}$(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL
+        ):
+            names = re.findall(r"^(?:.* <)?([a-z0-9/_-]+)>?$", fence, re.MULTILINE)
+            listed |= {(page.parent / name).relative_to(DOCS).as_posix() for name in names}
+    there = {page.relative_to(DOCS).with_suffix("").as_posix() for page in DOCS.rglob("*.md")}
+    assert there == listed

@@ -405,4 +405,5 @@ EXITS: tuple[type[Exit], ...] = (
     BudgetSpent,
     Breakpoint,
 )
+#: The accesses that devices answer.
 ACCESS_EXITS: tuple[type[Access], ...] = (PortRead, PortWrite, MmioRead, MmioWrite)

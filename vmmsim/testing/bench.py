@@ -38,13 +38,13 @@ __all__ = [
     "listing_source",
 ]
 
-CODE = 0x1000
-DATA = 0x5000
-STACK = layout.BOOT_STACK
-HOLE = 0x8000
-HOLE_END = 0xA000
-ROM = 0xC000
-HIGH_RAM = 0xD000
+CODE = 0x1000  #: Where a bench's code begins.
+DATA = 0x5000  #: RAM for a check's data.
+STACK = layout.BOOT_STACK  #: The stack pointer at the start.
+HOLE = 0x8000  #: Two pages without memory.
+HOLE_END = 0xA000  #: The first address behind them.
+ROM = 0xC000  #: A page of ROM.
+HIGH_RAM = 0xD000  #: RAM again.
 
 #: A bench that runs for longer than this is stuck: its run is cancelled and the check fails.
 BENCH_SECONDS = 20.0
