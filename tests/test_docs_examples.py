@@ -39,6 +39,10 @@ _OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 _RUN = ("pycon", "python", "console")
 
 
+def page_id(page: Path) -> str:
+    return page.relative_to(ROOT).with_suffix("").as_posix().removeprefix("docs/")
+
+
 class Example(NamedTuple):
     """A fence: its language and text, the page's line where its text begins, and its notes."""
 
@@ -131,7 +135,7 @@ def _pages_with_examples() -> list[Path]:
 
 
 @pytest.mark.timeout(110)
-@pytest.mark.parametrize("page", _pages_with_examples(), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", _pages_with_examples(), ids=page_id)
 def test_examples(page: Path, backend_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = list(examples(page))
     if any("vmmsim asm" in example.text for example in found if example.lang == "console"):
@@ -156,13 +160,13 @@ def test_examples(page: Path, backend_name: str, tmp_path: Path, monkeypatch: py
         assert problem is None, f"{page.name}:{example.line}\n{problem}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_every_fence_says_what_it_is(page: Path) -> None:
     known = {*_RUN, "sh", "text", "nasm", "yaml", "{toctree}", "{eval-rst}"}
     assert [e.line for e in examples(page) if e.lang not in known] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_links_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     targets = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text)
