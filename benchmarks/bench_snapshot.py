@@ -351,7 +351,7 @@ def _alive_main(backend: str, count: int) -> None:
             return (*_private(), mappings, len(os.listdir("/proc/self/fd")))
 
         before = held()
-        points = sorted({max(1, count // part) for part in (100, 20, 10, 4, 2, 1)})
+        points = sorted({point for point in (1, 5, 10, 50, 100, 250, 500) if point < count} | {count})
         for point in points:
             while len(alive) < point:
                 alive.append(_first(snapshot, opened, lambda: snapshot)[1])

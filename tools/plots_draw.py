@@ -69,7 +69,7 @@ def save(data: FigureData, path: Path) -> None:
 def _plain_numbers(axis: Axis, subs: tuple[float, ...]) -> None:
     """Of a logarithmic axis: plain numbers at the powers of ten times `subs`."""
     axis.set_major_locator(LogLocator(subs=subs))
-    axis.set_major_formatter(FuncFormatter(lambda value, _at: f"{value:,.6g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _at: f"{value:,.10g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
