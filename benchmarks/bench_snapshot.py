@@ -8,11 +8,9 @@ number; all of them are alive, and each has run its first instruction and stored
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gc
 import mmap
 import os
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -190,6 +188,8 @@ def _cpu_state(quick: bool) -> list[Result]:
     name = "snapshot_cpu_state_kvm"
     if why := unusable("kvm"):
         return [Result(name=name, unit="us", backend="kvm", skipped=why)]
+    import fcntl
+
     from vmmsim.backends import kvm_abi as abi
     from vmmsim.backends import kvm_state
 
@@ -331,6 +331,7 @@ def _alive(backend: str, most: int, quick: bool) -> list[Result]:
 
 def _alive_main(backend: str, count: int) -> None:
     import json
+    import resource
 
     opened = open_backend(backend)[0]
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

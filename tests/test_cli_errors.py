@@ -367,12 +367,10 @@ def test_a_stderr_that_cannot_be_written_changes_no_exit_code() -> None:
 
 
 @posix
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-)
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 @pytest.mark.parametrize("verb", ["run", "exits"])
 def test_signals_end_a_spinning_guest_within_a_second(
-    backend_name: str, spin: Path, verb: str, number: int, code: int
+    backend_name: str, spin: Path, verb: str, name: str, code: int
 ) -> None:
     child = start(
         verb,
@@ -387,7 +385,7 @@ def test_signals_end_a_spinning_guest_within_a_second(
     child.stderr.readline()  # the backend is chosen
     time.sleep(0.3)
     began = time.monotonic()
-    child.send_signal(number)
+    child.send_signal(getattr(signal, name))
     _, stderr = child.communicate(timeout=20)
 
     assert child.returncode == code

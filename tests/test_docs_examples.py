@@ -134,6 +134,7 @@ def _pages_with_examples() -> list[Path]:
     return [page for page in PAGES if any(e.lang in _RUN for e in examples(page))]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="the pages' commands are for a POSIX shell")
 @pytest.mark.timeout(110)
 @pytest.mark.parametrize("page", _pages_with_examples(), ids=page_id)
 def test_examples(page: Path, backend_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
