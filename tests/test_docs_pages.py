@@ -62,3 +62,15 @@ def test_every_page_is_in_the_contents() -> None:
     ]
     pages = [page.relative_to(DOCS).with_suffix("").as_posix() for page in DOCS.rglob("*.md")]
     assert sorted([*contents, "index"]) == sorted(pages)
+
+
+def test_the_comparison_is_fair_and_sourced() -> None:
+    """Each peer: what it does better, and a source of its own; and when it was looked at."""
+    page = read("comparison.md")
+    assert re.search(r"It was written in \w+ 20\d\d", page)
+    sections = re.split(r"^### ", page, flags=re.MULTILINE)[1:]
+    assert len(sections) >= 10
+    for section in sections:
+        name = section.splitlines()[0]
+        assert "**Better than vmmsim:**" in section, name
+        assert re.search(r"\]\(https://[^)]+\)", section), name
