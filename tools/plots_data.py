@@ -161,14 +161,20 @@ def _points(
 
 
 _KINDS = {"port_out": "OUT", "port_in": "IN", "mmio_write": "MMIO write", "mmio_read": "MMIO read"}
+_KVM = {
+    "port_out": "kvm_port",
+    "port_in": "kvm_port_in",
+    "mmio_write": "kvm_mmio",
+    "mmio_read": "kvm_mmio_read",
+}
 #: label, whether it is the baseline's value, and the result of each kind of access.
 _EXITS: list[tuple[str, bool, str, dict[str, str]]] = [
     ("Unicorn's Python binding, empty callback", True, "accesses", {k: f"unicorn_{k}" for k in _KINDS}),
     ("vmmsim, Unicorn, native engine", False, "accesses", {k: f"unicorn_{k}" for k in _KINDS}),
     ("vmmsim, Unicorn, portable engine", False, "accesses", {k: f"portable_{k}" for k in _KINDS}),
     ("vmmsim, Unicorn, one exit at a time", False, "accesses", {k: f"unicorn_run_exit_{k}" for k in _KINDS}),
-    ("KVM from C, the same loop", True, "kvm", {"port_out": "kvm_port", "mmio_write": "kvm_mmio"}),
-    ("vmmsim, KVM", False, "kvm", {"port_out": "kvm_port", "mmio_write": "kvm_mmio"}),
+    ("KVM from C, the same loop", True, "kvm", _KVM),
+    ("vmmsim, KVM", False, "kvm", _KVM),
 ]
 
 
