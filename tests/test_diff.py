@@ -7,6 +7,7 @@ from pathlib import Path
 
 import diff_seeds as seeds
 import pytest
+from cli_tools import no_kvm
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -309,7 +310,7 @@ def test_without_kvm_its_side_is_missing(monkeypatch: pytest.MonkeyPatch) -> Non
         diff(workload("echo"), *sides)
     report = diff(workload("echo"), *sides, only_available=True)
     assert report.verdict == "stopped"
-    assert "/no/such/kvm" in report.a.missing
+    assert no_kvm("/no/such/kvm") in report.a.missing
     assert (report.b.exits, report.b.end) == (26, "halt")
     assert "kvm is missing" in report.text()
     assert any("to have kvm" in note for note in report.notes)
