@@ -61,7 +61,8 @@ def test_guests_are_the_same(a: str, b: str, name: str) -> None:
     report = diff(workload(name), Side(backend=a), Side(backend=b))
     assert report.same, report.text()
     assert report.exits > 20
-    assert report.a.provenance != report.b.provenance
+    # Where the native engine cannot be, "unicorn" is the portable one.
+    assert report.a.provenance != report.b.provenance or report.a.provenance.endswith("/portable")
 
 
 @pytest.mark.unicorn
