@@ -8,8 +8,9 @@ A page is run from top to bottom in an empty directory. What a fence holds decid
               and `# exit code N` behind a command says how it ends if that is not 0
     sh        commands with nothing to compare; only the quick start, which .ci/run runs
 
-A comment `<!-- file: NAME -->` before a fence stores its text as NAME (a .py is not run then), and
-`<!-- on: NAME -->` keeps an example to one backend. Where a page says "unicorn" the run on KVM says "kvm".
+A comment `<!-- file: NAME -->` before a fence stores its text as NAME (a .py is not run then),
+`<!-- on: NAME -->` keeps an example to one backend, and `<!-- needs: COMMAND -->` to hosts that have
+that command. Where a page says "unicorn" the run on KVM says "kvm".
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import doctest
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import traceback
@@ -34,7 +36,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _FENCE = re.compile(
     r"(?P<notes>(?:^<!-- [^\n]* -->\n)*)^```(?P<lang>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
-_NOTE = re.compile(r"<!-- (on|file): (\S+) -->")
+_NOTE = re.compile(r"<!-- (on|file|needs): (\S+) -->")
 _OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 _RUN = ("pycon", "python", "console")
 
@@ -155,6 +157,8 @@ def test_examples(page: Path, backend_name: str, tmp_path: Path, monkeypatch: py
             if example.notes["file"].endswith(".py"):  # a module, for the commands that follow
                 continue
         if example.lang not in _RUN or example.notes.get("on", backend_name) != backend_name:
+            continue
+        if "needs" in example.notes and shutil.which(example.notes["needs"]) is None:
             continue
         text = re.sub(r'(open_backend\(|backend=)"unicorn"', rf'\1"{backend_name}"', example.text)
         problem = _RUNNERS[example.lang](example, text, names, page)

@@ -1,4 +1,11 @@
-"""Exercise 1, solved."""
+"""Exercise 1, solved.
+
+The questions: (1) The guest gives what it writes, and needs nothing back; a read cannot be finished
+without its value. So RIP is at a read that waits, and behind a write. (2) A guest that asks whether a
+device is there reads all ones where none is; at 0 it would believe in one, of which each status bit is
+clear. (3) The guest cannot go on there, or not as it should: it has crashed, or wants something that
+nobody gives it. A loop that runs on hides that, or never ends.
+"""
 
 from vmmsim.exits import Halt, MmioRead, MmioWrite, PortRead, PortWrite
 

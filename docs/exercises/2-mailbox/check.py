@@ -9,6 +9,8 @@ from typing import Any
 from checking import wrong
 
 from vmmsim import Machine
+from vmmsim.budget import exits
+from vmmsim.exits import Halt
 from vmmsim.testing import run_device_conformance
 
 DATA, STATUS = 0, 1
@@ -114,9 +116,6 @@ def test_a_guest_uses_it(answer: ModuleType, machine: Callable[..., Machine]) ->
     )
     made = machine(code)
     made.attach_mmio(0x1800, 2, answer.Mailbox(), "mailbox")
-    from vmmsim.budget import exits
-    from vmmsim.exits import Halt
-
     end = made.run(budget=exits(100))
     if not isinstance(end, Halt):
         wrong("the guest takes bytes out as long as bit 0 of STATUS is set, and finds no end")

@@ -1,4 +1,10 @@
-"""Exercise 2, solved."""
+"""Exercise 2, solved.
+
+The questions: (1) DATA, and STATUS as to bit 7. Made twice, a byte is lost, or the note that one was
+dropped. (2) A driver that has sent five bytes, is moved, and then asks whether all have arrived: it is
+told yes, and never sends the fifth again. (3) It reads STATUS in a loop: an exit for each look, some
+10 us on KVM, and a CPU that is busy with waiting.
+"""
 
 import msgspec
 
