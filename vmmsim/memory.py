@@ -131,6 +131,7 @@ class GuestMemory:
 
     @property
     def regions(self) -> tuple[Region, ...]:
+        """RAM and ROM, by ascending address."""
         return tuple(self._regions)
 
     @property

@@ -158,6 +158,7 @@ class Bench:
 
     @property
     def rip(self) -> int:
+        """RIP of the vCPU, with the instruction in flight finished."""
         return self.vcpu.registers().rip
 
     def set(self, **values: int) -> None:
@@ -168,6 +169,7 @@ class Bench:
         self.vcpu.set_registers(registers)
 
     def close(self) -> None:
+        """Free the VM and its memory. May be called twice."""
         self._timer.cancel()
         self.vm.close()
         self.memory.close()
