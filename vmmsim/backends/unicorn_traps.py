@@ -148,6 +148,13 @@ class TrapUnit:
         self.cpu.words[self.cpu.error] &= 0xFFFFFFFF
         self.cpu.restore()
 
+    def mark_loaded(self) -> None:
+        """In the hook, behind QEMU's own delivery: see `Gates.mark_loaded`."""
+        self.cpu.save()
+        self.use_memory(0)
+        self.gates.mark_loaded()
+        self.cpu.restore()
+
     def intercept(self, code: int) -> str | None:
         """Emulate the instruction of an armed intercept: `code` is SVM's (number - 0x100)."""
         self.cpu.save()

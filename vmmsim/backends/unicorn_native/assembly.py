@@ -36,6 +36,8 @@ CONSTANTS = {
     "CC_SOURCE": 0x27272727,
     "CC_OP": 0x29292929,
     "HFLAGS": 0x23232323,
+    "CS_FLAGS": 0x31313131,
+    "SS_FLAGS": 0x35353535,
     #: error_code and exception_is_int, 4 bytes each.
     "EXCEPTION": 0x25252500,
     "EXCEPTION_IS_INT": 0x25252504,
@@ -161,7 +163,8 @@ leave:
     # INT n and its like and for #DB it is cleared, as the engine keeps it for longer than an
     # instruction. A fault has not retired its instruction. Were
     # EXCEPTION_IS_INT left set, the next intercept would be taken for an INT, too. Faults of accesses
-    # (#SS, #GP, #PF) whose lazy source operand could be the flags come to Python first, with 0x10000.
+    # (#SS, #GP, #PF) whose lazy source operand could be the flags come to Python first, with 0x10000. And
+    # Python is asked to mark the descriptors of CS and SS as accessed, which QEMU does not.
     "trap": """
     cmp esi, 0x100
     jae slow
@@ -211,8 +214,18 @@ deliver:
     mov dword ptr [r10+EXCEPTION_IS_INT], 0
     mov qword ptr [rdx+DELIVERING], 0
     inc qword ptr [rdx+TRAPS]
+    mov eax, [r10+CS_FLAGS]
+    and eax, 0x1100
+    cmp eax, 0x1000
+    je loaded
+    mov eax, [r10+SS_FLAGS]
+    and eax, 0x1100
+    cmp eax, 0x1000
+    je loaded
     mov eax, 1
     ret
+loaded:
+    mov esi, 0x20000
 slow:
     mov edi, esi
     movabs rax, CALLBACK
@@ -492,12 +505,13 @@ CODE = {
         "74def785232323230800000075d248c7411803000000eb0848c741180100000048b81111111111111111ffe0"
     ),
     "trap": bytes.fromhex(
-        "81fe000100000f83ea0000004883bab0000000000f85dc0000004c8b52208d46f483f80277394183ba29292929"
+        "81fe000100000f83150100004883bab0000000000f85070100004c8b52208d46f483f80277394183ba29292929"
         "01742f41f782272727272af7ffff752256528dbe0000010048b822222222222222224883ec08ffd04883c4085a"
         "5e4c8b522089f64889b2b8000000418b8200252525488982c0000000418b8204252525488982c80000004183a2"
         "23232323f74181a221212121fffffeff85c0751483fe01740f41818a212121210000010048ff4a285248c782b0"
         "00000001000000488bbaa800000048b81919191919191919ffd05a4c8b522041c782042525250000000048c782"
-        "b00000000000000048ff82d0000000b801000000c389f748b822222222222222224883ec08ffd04883c408c3"
+        "b00000000000000048ff82d0000000418b823131313125001100003d001000007419418b823535353525001100"
+        "003d001000007406b801000000c3be0000020089f748b822222222222222224883ec08ffd04883c408c3"
     ),
     "insn": bytes.fromhex("488b4128483b41307d0848ffc048894128c348c741180200000048b81111111111111111ffe0"),
     "in": bytes.fromhex(

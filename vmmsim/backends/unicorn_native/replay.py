@@ -54,6 +54,8 @@ _NOTHING = VMCB + 0x1000
 _ALWAYS = 2
 #: Added to a vector: the trap thunk asks for the fault's flags to be mended.
 _FAULT = 0x10000
+#: Instead of a vector: QEMU has loaded CS or SS from a descriptor that is not marked as accessed.
+_DELIVERED = 0x20000
 
 _TLB_FLUSH = uc_const.UC_CTL_IO_WRITE << 30 | uc_const.UC_CTL_TLB_FLUSH
 _BLOCKS = Shared.BLOCKS  # a module's name is found faster than a class's attribute
@@ -517,11 +519,14 @@ class ReplayCutter(AccessCutter):
         self._stop_engine()
 
     def _on_native_trap(self, number: int) -> int:
-        """The hook for an exception; from _FAULT on, only for its flags: QEMU's own delivery follows."""
+        """The hook for an exception. From _FAULT on QEMU's own delivery follows, or has been."""
         if number < _FAULT:
             return self._on_trap(number)
         try:
-            self._lazy.faulted()
+            if number == _DELIVERED:
+                self._traps.mark_loaded()
+            else:
+                self._lazy.faulted()
         except BaseException as error:
             self._error = error
             self._at_boundary = True

@@ -154,6 +154,8 @@ class Thunks:
             "RDI": layout.registers + 7 * 8,
             "ES_BASE": layout.segments + 8,
             "CR0": layout.cr,
+            "CS_FLAGS": layout.segments + 1 * 24 + 20,
+            "SS_FLAGS": layout.segments + 2 * 24 + 20,
             "EFLAGS": layout.flags,
             "CC_SOURCE": layout.flags + 16,
             "CC_OP": layout.flags + 32,
