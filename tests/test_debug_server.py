@@ -83,7 +83,10 @@ def test_a_debugger_that_asks_nothing_is_one_sleeping_thread(backend_name: str) 
         client = running.client().start()
         client.send(b"vCont;c")
         await_progress(running, 1000)
-        before = switches(running.server)
+        deadline, before = time.monotonic() + PATIENCE, (-1, -1)
+        while before != (before := switches(running.server)):  # it has read the order, and sleeps again
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         until = time.monotonic() + 0.5
         while time.monotonic() < until:
             await_progress(running, count(running))
