@@ -151,7 +151,8 @@ CAPABILITY_TABLE: dict[str, tuple[str, str]] = {
     ),
     "native_user_code": (
         "yes or no",
-        "64-bit code at CPL 3 runs on the host's own CPU, with the host's CPUID and features.",
+        "64-bit code at CPL 3 runs on the host's own CPU, with the host's CPUID and features. Breakpoints "
+        "are not seen there; gdb is refused one where that can be known.",
     ),
     "parallel_vcpus": (
         "yes or no",
