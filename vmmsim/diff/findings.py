@@ -92,9 +92,8 @@ def _shape(case: Case, verdict: Verdict) -> tuple[object, ...]:
 
 def explanation(case: Case, verdict: Verdict, provenances: tuple[str, str]) -> str | None:
     """The divergence that explains what `case` shows."""
-    texts = [text for _, text in disassemble(case.mode, case.units)]
     fields = [(field.name, field.bits) for field in verdict.fields]
-    return explain(texts, case.mode, fields, verdict.ends, provenances)
+    return explain(disassemble(case.mode, case.units), case.mode, fields, verdict.ends, provenances)
 
 
 def examine(pair: Pair, case: Case, verdict: Verdict) -> Finding | None:

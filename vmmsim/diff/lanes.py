@@ -16,7 +16,7 @@ from ..backends.base import Backend, Vcpu, VmOptions
 from ..cpu.state import CpuState, FpuState
 from ..exits import Cancelled, Exit, Halt, Refused, Shutdown
 from ..memory import GuestMemory
-from .case import CODE, CODE_END, END_PORT, HANDLERS, HANDLERS_END, RAM, SLOT, Case, base_image, base_state
+from .case import CODE, END_PORT, HANDLERS, HANDLERS_END, RAM, SLOT, Case, base_image, base_state
 
 __all__ = ["END", "HUNG", "NAMES", "REFUSED", "TOO_MANY", "Lane", "Outcome", "Quick", "open_lane"]
 
@@ -190,15 +190,9 @@ class Lane:
         return end
 
     def leave(self, case: Case) -> None:
-        """Make memory again what it was before the case."""
-        place = case.place
-        code = self.ram[CODE:CODE_END] if self.ram[place : place + SLOT] != case.image else None
-        if code is not None:
-            self._fresh.add(place)  # it was written to: be sure that nothing of it is kept
-            self.vm.memory_written(0, RAM)
-            self._fresh.clear()
-        self.ram[:CODE] = self._image[:CODE]
-        self.ram[CODE_END:] = self._image[CODE_END:]
+        """Make memory again what it was before the case, its own code too: what a program reads at the
+        places of others must not depend on which were run before."""
+        self.ram[:] = self._image
 
     def close(self) -> None:
         """End the VM. May be called twice."""
