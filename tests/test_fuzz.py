@@ -35,7 +35,7 @@ from vmmsim.diff.case import (
 from vmmsim.diff.encodings import rows, unit_of
 from vmmsim.diff.findings import Finding, examine, listing
 from vmmsim.diff.generate import generate
-from vmmsim.diff.lanes import open_lane
+from vmmsim.diff.lanes import Lane
 from vmmsim.diff.runner import Pair
 from vmmsim.diff.shrink import shrink
 from vmmsim.errors import UsageError
@@ -162,7 +162,7 @@ def test_cases_do_not_see_each_other() -> None:
 @pytest.mark.unicorn
 def test_a_program_finds_nothing_of_others_at_their_places() -> None:
     """What a seed gives must not depend on which were run before: the code of others is gone."""
-    lane = open_lane(open_backend("unicorn")[0])
+    lane = Lane(open_backend("unicorn")[0])
     try:
         reader = msgspec.structs.replace(case("32", "8b07", rdi=CODE), seed=1)
         for code in ("90", "c607ff"):  # the second writes to the reader's place

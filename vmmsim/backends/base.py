@@ -23,6 +23,7 @@ from ..exits import Exit
 
 if TYPE_CHECKING:
     from ..memory import Region
+    from .quick import Quick
 
 __all__ = [
     "CAPABILITY_TABLE",
@@ -301,6 +302,11 @@ class Vcpu(ABC):
         state = state.copy()
         state.halted = False
         self.set_state(state)
+
+    def quick(self) -> Quick | None:
+        """A shortcut from the state that it has now, which is settled first, for many small programs.
+        None: this vCPU has none, and its caller uses `set_state` and `state`."""
+        return None
 
     def check_state(self, state: CpuState) -> None:
         """Before a snapshot is restored: UsageError or NotSupported for a state that `set_state` would

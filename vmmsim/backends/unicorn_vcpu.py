@@ -41,6 +41,7 @@ from .unicorn_trap_intercepts import ALL, HLT
 from .unicorn_traps import HALTED, VMCB, VMCB_SIZE, GuestRam, Platform, TrapUnit, vmcb_bytes
 
 if TYPE_CHECKING:
+    from .quick import Quick
     from .unicorn import UnicornVm
 
 __all__ = ["DB", "FOREVER", "GP", "INTERCEPTS", "PAGE", "UnicornVcpu", "check"]
@@ -391,6 +392,12 @@ class UnicornVcpu(UnicornPins):
         validate(state)
         if state.mode == "v86":
             raise NotSupported("virtual-8086 mode cannot be set on Unicorn", hint="use mode real")
+
+    def quick(self) -> Quick:
+        from .unicorn_quick import UnicornQuick
+
+        self.settle()
+        return UnicornQuick(self, self.codec)
 
     def set_state(self, state: CpuState) -> None:
         self._check_possible(state)

@@ -22,7 +22,7 @@ from ..cpu.state import FpuState
 from ..cpu.vectors import ERROR_CODE_VECTORS
 from .case import RAM, SLOT, Case
 from .divergences import ignored_bits
-from .lanes import END, HUNG, NAMES, REFUSED, Outcome, open_lane
+from .lanes import END, HUNG, NAMES, REFUSED, Lane, Outcome
 
 __all__ = ["Field", "Pair", "Verdict"]
 
@@ -66,9 +66,9 @@ class Pair:
     """Two backends with a lane each. A context manager."""
 
     def __init__(self, left: Backend, right: Backend) -> None:
-        self.left = open_lane(left)
+        self.left = Lane(left)
         try:
-            self.right = open_lane(right)
+            self.right = Lane(right)
         except BaseException:
             self.left.close()
             raise
