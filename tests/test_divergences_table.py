@@ -53,7 +53,16 @@ def test_an_entry_asks_how_the_program_ended() -> None:
     assert not explains(text, insns, [("rsp", 0x12340000)], ("#0", "#13"))
 
 
-@pytest.mark.parametrize("name", ["insn", "code", "ended"])
+def test_an_entry_asks_for_an_instruction_behind_its_own() -> None:
+    text = 'insn = "p.* mm.*"\nthen = "f.*"\ndiffers = { "fpu.fsw" = 1 }'
+    mmx, x87 = ("0fefc0", "pxor mm0, mm0"), ("d9e1", "fabs")
+    fields = [("fpu.fsw", 1)]
+    assert explains(text, [mmx, x87], fields)
+    assert not explains(text, [x87, mmx], fields)
+    assert not explains(text, [mmx], fields)
+
+
+@pytest.mark.parametrize("name", ["insn", "code", "then", "ended"])
 def test_a_pattern_that_is_none_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="'x' has a pattern that is none"):
         entry(f'{name} = "("')

@@ -68,8 +68,9 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     What follows is for the fuzzer. `program` shows the divergence. `insn` matches an instruction
     that differs, as capstone writes it (`shl eax, cl`), in one of `modes` (none: all), and `code` its
-    bytes in hex with all prefixes, where the text says too little. `differs` has the fields in which
-    it may, with masks: a field of `vmmsim.diff.runner`, or a group of `GROUPS`. An entry with
+    bytes in hex with all prefixes, where the text says too little; `then` is an instruction that must come
+    after it, where it takes another to see the difference. `differs` has the fields in which they may
+    differ, with masks: a field of `vmmsim.diff.runner`, or a group of `GROUPS`. An entry with
     `rflags` and nothing else (but `end`) there is masked in each comparison; the others explain a
     finding, if some of the bits of each field in `needs` differ, and if the program ended on both CPUs as
     the pattern `ended` says. `ends` explains a program that ends otherwise on the CPUs: patterns for
@@ -87,6 +88,7 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     program: Program | None = None
     insn: str = ""
     code: str = ""
+    then: str = ""
     modes: tuple[str, ...] = ()
     ended: str = ""
     differs: dict[str, int] = msgspec.field(default_factory=dict)
@@ -121,7 +123,12 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         provenances: tuple[str, str],
     ) -> bool:
         """Whether it is about these CPUs and one of `insns` (bytes and text)."""
-        return self.between(provenances) and any(self.names(text, mode, code) for code, text in insns)
+        if not self.between(provenances):
+            return False
+        at = next((i for i, (code, text) in enumerate(insns) if self.names(text, mode, code)), None)
+        if at is None:
+            return False
+        return not self.then or any(_matches(self.then, text) for _, text in insns[at + 1 :])
 
     def needed(self, fields: Sequence[tuple[str, int]], ends: tuple[str, str]) -> bool:
         """Whether the fields that it needs are there, and programs that ended as it says."""
@@ -207,7 +214,7 @@ def parse(text: str) -> dict[str, Divergence]:
                 hint="kvm has some of any, pvm, vmx and svm",
             )
         try:
-            for text in (entry.insn, entry.code, entry.ended, *entry.ends.values()):
+            for text in (entry.insn, entry.code, entry.then, entry.ended, *entry.ends.values()):
                 re.compile(text)
         except re.error as error:
             raise UsageError(

@@ -195,7 +195,8 @@ def _accesses(mine: list[Any], theirs: list[Any]) -> Field:
 
 
 def _memory(mine: Any, theirs: Any, start: int, end: int, name: str = "memory") -> Field:
-    at = next(i for i in range(start, end) if mine[i] != theirs[i])
+    page = next(i for i in range(start, end, 256) if mine[i : i + 256] != theirs[i : i + 256])
+    at = next(i for i in range(page, end) if mine[i] != theirs[i])
     x, y = (bytes(m[at : at + 8]) for m in (mine, theirs))
     return Field(name, f"{at:#x}: {x.hex(' ')}", f"{at:#x}: {y.hex(' ')}")
 
