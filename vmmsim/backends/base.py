@@ -216,7 +216,8 @@ class Vcpu(ABC):
         """
 
     def step(self, handler: AccessHandler, *, interrupts: bool = False) -> Exit:
-        """Exactly one instruction (of a REP, one iteration or more), with `handler` answering.
+        """Exactly one instruction (of a REP, one iteration or more), with `handler` answering. That of an
+        exit which was answered is finished first, and is not the one.
 
         BudgetSpent of 1 insns when it is done, or what it came to: Halt, Shutdown and so on. Without
         `interrupts` none is taken before it, which a debugger's user does not expect (KVM never takes

@@ -514,6 +514,7 @@ class UnicornVcpu(UnicornPins):
         """Take back the counting that steps have begun: the guest is to run at its full speed."""
 
     def step(self, handler: AccessHandler, *, interrupts: bool = False) -> Exit:
+        self.settle()
         board, look = self._board, self._look
         counting = self.insns is not None
         self._stepping = True

@@ -15,7 +15,7 @@ from ..cpu.vectors import vector_name
 from .case import CODE, Case, disassemble
 from .divergences import explain
 from .runner import Pair, Verdict
-from .shrink import shrink
+from .shrink import shorten, shrink
 
 __all__ = ["Finding", "cause_of", "examine", "listing"]
 
@@ -125,8 +125,12 @@ def examine(pair: Pair, case: Case, verdict: Verdict) -> Finding | None:
         shown = found
         return True
 
-    small = shrink(case, same)
-    return _finding(small, shown, case, explanation(small, shown, pair.provenances) or "")
+    small = shorten(case, same)
+    known = explanation(small, shown, pair.provenances)
+    if known is None:  # only what a person is going to read is made as plain as it goes
+        small = shrink(small, same)
+        known = explanation(small, shown, pair.provenances)
+    return _finding(small, shown, case, known or "")
 
 
 def _kept(shape: tuple[object, ...], now: tuple[object, ...]) -> bool:
