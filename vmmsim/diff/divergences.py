@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -60,8 +60,9 @@ class Program(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 class Divergence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One entry. `kvm` says what each provenance does (`pvm`, `vmx`, `svm`; `any` for all),
-    `architecture` what the SDM asks for. `test` names what holds the entry to account: a check
-    of vmmsim.testing, or a test as `tests/file.py::name`.
+    `architecture` what the SDM asks for and `right` who does it: `both` where it is left open or
+    undefined, and of KVMs that are not the same the one where it was measured, kvm_pvm. `test` names what
+    holds the entry to account: a check of vmmsim.testing, or a test as `tests/file.py::name`.
 
     `ignore` are the bits of CpuState fields that a comparison leaves out, by the names of
     `CpuState.fields` ("rflags", "fpu.fop"); a mask of -1 is the whole field.
@@ -82,6 +83,7 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     kvm: dict[str, str]
     unicorn: str
     architecture: str
+    right: Literal["kvm", "unicorn", "both", "neither"]
     source: str
     test: str
     ignore: dict[str, int] = msgspec.field(default_factory=dict)
