@@ -40,7 +40,7 @@ def no_kvm(device: str) -> str:
 def environment(**extra: str) -> dict[str, str]:
     """This process's, without what would change the command line's answers."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("VMMSIM_") or k == "VMMSIM_UNICORN"}
-    for name in ("COLUMNS", "NO_COLOR", "FORCE_COLOR"):
+    for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
         kept.pop(name, None)
     return {**kept, **extra}
 

@@ -77,7 +77,7 @@ def test_no_verb_shows_the_help_on_stderr() -> None:
     assert b"doctor" in result.stderr
 
 
-@pytest.mark.parametrize("verb", ["", "run", "exits", "demo", "doctor", "guests", "devices", "asm"])
+@pytest.mark.parametrize("verb", ["", "run", "exits", "step", "demo", "doctor", "guests", "devices", "asm"])
 def test_help_is_on_stdout_with_code_0(verb: str) -> None:
     result = vmmsim(*verb.split(), "--help")
 

@@ -226,11 +226,13 @@ class Vcpu(ABC):
         write counts as made, a read answers all ones) and the exception propagates.
         """
 
-    def step(self, handler: AccessHandler, *, interrupts: bool = False) -> Exit:
+    def step(self, handler: AccessHandler | None, *, interrupts: bool = False) -> Exit:
         """Exactly one instruction (of a REP, one iteration or more), with `handler` answering. That of an
         exit which was answered is finished first, and is not the one.
 
-        BudgetSpent of 1 insns when it is done, or what it came to: Halt, Shutdown and so on. Without
+        BudgetSpent of 1 insns when it is done, or what it came to: Halt, Shutdown and so on. Without a
+        handler its first access ends the step, unanswered, as an exit of `run` does; `settle` finishes the
+        instruction then, or, while not `whole`, `run` has its next access. Without
         `interrupts` none is taken before it, which a debugger's user does not expect (KVM never takes
         one). Breakpoints are ignored. NotSupported, with the reason, where the CPU cannot.
         """

@@ -513,7 +513,7 @@ class UnicornVcpu(UnicornPins):
     def _count_no_more(self) -> None:
         """Take back the counting that steps have begun: the guest is to run at its full speed."""
 
-    def step(self, handler: AccessHandler, *, interrupts: bool = False) -> Exit:
+    def step(self, handler: AccessHandler | None, *, interrupts: bool = False) -> Exit:
         self.settle()
         board, look = self._board, self._look
         counting = self.insns is not None
@@ -521,7 +521,7 @@ class UnicornVcpu(UnicornPins):
         if not interrupts:
             self._board = None
         try:
-            return self.run_inline(handler, max_insns=1)
+            return self.run(max_insns=1) if handler is None else self.run_inline(handler, max_insns=1)
         finally:
             self._stepping = False
             if not interrupts:
