@@ -23,6 +23,7 @@ from ..exits import Exit
 
 if TYPE_CHECKING:
     from ..memory import Region
+    from .quick import Quick
 
 __all__ = [
     "CAPABILITY_TABLE",
@@ -227,7 +228,8 @@ class Vcpu(ABC):
         """
 
     def step(self, handler: AccessHandler | None, *, interrupts: bool = False) -> Exit:
-        """Exactly one instruction (of a REP, one iteration or more), with `handler` answering.
+        """Exactly one instruction (of a REP, one iteration or more), with `handler` answering. That of an
+        exit which was answered is finished first, and is not the one.
 
         BudgetSpent of 1 insns when it is done, or what it came to: Halt, Shutdown and so on. Without a
         handler its first access ends the step, unanswered, as an exit of `run` does; `settle` finishes the
@@ -317,6 +319,11 @@ class Vcpu(ABC):
         state = state.copy()
         state.halted = False
         self.set_state(state)
+
+    def quick(self) -> Quick | None:
+        """A shortcut from the state that it has now, which is settled first, for many small programs.
+        None: this vCPU has none, and its caller uses `set_state` and `state`."""
+        return None
 
     def check_state(self, state: CpuState) -> None:
         """Before a snapshot is restored: UsageError or NotSupported for a state that `set_state` would

@@ -51,6 +51,7 @@ from .kvm_step import Stepper
 
 if TYPE_CHECKING:
     from .kvm import KvmVm
+    from .quick import Quick
 
 __all__ = ["KvmVcpu"]
 
@@ -637,6 +638,12 @@ class KvmVcpu(Vcpu):
     def place(self) -> CpuState:
         self._settle()
         return self._cpu.place()
+
+    def quick(self) -> Quick:
+        from .kvm_quick import KvmQuick
+
+        self.settle()
+        return KvmQuick(self, self._cpu)
 
     def set_state(self, state: CpuState) -> None:
         validate(state)

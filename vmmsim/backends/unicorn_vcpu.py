@@ -41,6 +41,7 @@ from .unicorn_trap_intercepts import ALL, HLT
 from .unicorn_traps import HALTED, VMCB, VMCB_SIZE, GuestRam, Platform, TrapUnit, vmcb_bytes
 
 if TYPE_CHECKING:
+    from .quick import Quick
     from .unicorn import UnicornVm
 
 __all__ = ["DB", "FOREVER", "GP", "INTERCEPTS", "PAGE", "UnicornVcpu", "check"]
@@ -392,6 +393,12 @@ class UnicornVcpu(UnicornPins):
         if state.mode == "v86":
             raise NotSupported("virtual-8086 mode cannot be set on Unicorn", hint="use mode real")
 
+    def quick(self) -> Quick:
+        from .unicorn_quick import UnicornQuick
+
+        self.settle()
+        return UnicornQuick(self, self.codec)
+
     def set_state(self, state: CpuState) -> None:
         self._check_possible(state)
         self.settle()
@@ -507,6 +514,7 @@ class UnicornVcpu(UnicornPins):
         """Take back the counting that steps have begun: the guest is to run at its full speed."""
 
     def step(self, handler: AccessHandler | None, *, interrupts: bool = False) -> Exit:
+        self.settle()
         board, look = self._board, self._look
         counting = self.insns is not None
         self._stepping = True

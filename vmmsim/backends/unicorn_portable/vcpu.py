@@ -158,7 +158,8 @@ class PortableVcpu(AccessCutter):
         self._flush()
 
     def _in_flight(self) -> bool:
-        return self._parked
+        # Nothing is executed again, but where an instruction is only being finished its run ends anyhow.
+        return self._mode is _DRAIN
 
     def _uncount_begun(self) -> None:
         self._begun -= self._counting
