@@ -102,12 +102,14 @@ def plain(exits: int) -> Trace:
         ExitRecord(n, *_SITES[n % len(_SITES)][:3], n & 0xFF)  # type: ignore[arg-type]
         for n in range(1, exits + 1)
     )
-    return Trace(Header(format=1, guest="old", backend="kvm", provenance="kvm/vmx"), records, End(exits, "halt"))
+    return Trace(
+        Header(format=1, guest="old", backend="kvm", provenance="kvm/vmx"), records, End(exits, "halt")
+    )
 
 
 HOSTILE = (
     "</script><script>window.pwned=1</script>",
-    "<img src=x onerror=\"window.pwned=2\">",
+    '<img src=x onerror="window.pwned=2">',
     "'\"--><svg onload=window.pwned=3>",
     "\u202egnp.exe\u2066\u200b\x00\x1b[31m\x07\ud800",
     "@data@ @script@ &amp; ${window.pwned=4} {{constructor}}",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..trace.records import DeviceInfo
+from .text import clean
 
 __all__ = ["register_name", "state_lines"]
 
@@ -90,7 +91,7 @@ def _walk(path: str, name: str, value: Any, bits: dict[str, tuple[str, ...]], li
         note = ""
         if named and isinstance(value, int):
             note = " ".join(bit for at, bit in enumerate(named) if bit and value >> at & 1) or "no bit set"
-        lines.append([_clean(path), _clean(_text(value)), note])
+        lines.append([clean(path), clean(_text(value)), note])
 
 
 def _text(value: Any) -> str:
@@ -104,17 +105,15 @@ def _text(value: Any) -> str:
         if not value:
             return "empty"
         if len(value) > 4 and all(isinstance(item, int) and 0 <= item < 256 for item in value):
-            text = bytes(value[:_LONGEST]).hex(" ")
+            kept = value[:_LONGEST]
+            text = bytes(kept).hex(" ")
         else:
-            text = ", ".join(_text(item) for item in value[:_MOST])
-        left = len(value) - (_LONGEST if len(value) > 4 else _MOST)
-        return _cut(text) + (f" and {left} more" if left > 0 else "")
+            kept = value[:_MOST]
+            text = ", ".join(_text(item) for item in kept)
+        left = len(value) - len(kept)
+        return _cut(text) + (f" and {left} more" if left else "")
     return _cut(str(value)) if value != "" else '""'
 
 
 def _cut(text: str) -> str:
     return text if len(text) <= 3 * _LONGEST else text[: 3 * _LONGEST] + " …"
-
-
-def _clean(text: str) -> str:
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

@@ -11,7 +11,6 @@ import base64
 import hashlib
 import zlib
 from functools import cache
-from html import escape
 from importlib.resources import files
 
 import msgspec
@@ -21,6 +20,7 @@ from ..trace.records import Trace
 from .compare import compare
 from .payload import run_data
 from .summary import heading, summary
+from .text import clean, escaped
 
 __all__ = ["SCRIPTS", "STYLES", "page"]
 
@@ -31,7 +31,7 @@ SCRIPTS = (
     "code.js", "details.js", "header.js", "state.js", "keys.js", "app.js",
 )  # fmt: skip
 
-_PACK_LEVEL = 6
+_PACK_LEVEL = 3
 
 
 def page(trace: Trace, other: Trace | None = None, *, title: str = "") -> bytes:
@@ -41,8 +41,9 @@ def page(trace: Trace, other: Trace | None = None, *, title: str = "") -> bytes:
     one without an end too. What came from the guest stays text there, whatever it is.
     """
     traces = (trace,) if other is None else (trace, other)
+    heading_text = clean(title or heading(traces))
     data = {
-        "title": title or heading(traces),
+        "title": heading_text,
         "kvm": {cls.kind: cls.kvm for cls in EXITS},
         "runs": [run_data(each) for each in traces],
         "compare": None if other is None else compare(trace, other),
@@ -50,11 +51,11 @@ def page(trace: Trace, other: Trace | None = None, *, title: str = "") -> bytes:
     packed = base64.b64encode(zlib.compress(msgspec.json.encode(data), _PACK_LEVEL)).decode("ascii")
     shell, style, script = _assets()
     parts = {
-        "@policy@": escape(
+        "@policy@": escaped(
             f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
             "base-uri 'none'; form-action 'none'"
         ),
-        "@title@": _text(data["title"]),
+        "@title@": escaped(heading_text),
         "@style@": style,
         "@summary@": summary(traces),
         "@data@": packed,
@@ -67,11 +68,6 @@ def page(trace: Trace, other: Trace | None = None, *, title: str = "") -> bytes:
         before, _, rest = rest.partition(name)
         pieces += [before, value]
     return "".join((*pieces, rest)).encode("utf-8")
-
-
-def _text(value: object) -> str:
-    """Text for HTML. A lone surrogate, which UTF-8 cannot hold, becomes a question mark."""
-    return escape(str(value).encode("utf-8", "replace").decode("utf-8"))
 
 
 @cache

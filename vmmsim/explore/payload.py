@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..trace.records import Code, Event, ExitRecord, Header, Jump, MemoryChange, Trace
+from ..trace.records import Code, DeviceInfo, Event, ExitRecord, Header, Jump, MemoryChange, Trace
 from .decode import register_name, state_lines
+from .text import clean
 
 __all__ = ["ROW_TYPES", "run_data"]
 
@@ -19,7 +20,7 @@ ROW_TYPES = ("access", "event", "snapshot", "restore", "end")
 _ACCESS, _EVENT, _SNAPSHOT, _RESTORE, _END = range(5)
 _COLUMNS = (
     "type", "kind", "n", "address", "size", "value", "cpu", "rip", "device", "register", "guest", "vmm", "code",
-    "output", "then", "text", "target",
+    "output", "then", "text", "target", "look",
 )  # fmt: skip
 
 
@@ -44,7 +45,8 @@ class _Packer:
         self.names = _Table()
         self.columns: dict[str, list[int]] = {name: [] for name in _COLUMNS}
         self.regs: dict[str, list[int]] = {"at": [0], "name": [], "value": []}
-        self.looks: list[list[Any]] = []
+        # A row's `look` is 0 without one, else an entry here and one more. Most looks see nothing new.
+        self.looks: list[list[Any]] = [[[], []]]
         self.codes: list[list[Any]] = []
         self._code_of: dict[int, int] = {0: 0}
         self._snapshots: dict[int, int] = {}
@@ -64,12 +66,14 @@ class _Packer:
         end = self.trace.end
         if end is not None:
             rip = -1 if end.rip is None else self.values[end.rip]
-            self._row(_END, kind=self.strings[end.kind], n=end.n, rip=rip, text=self.strings[_clean(end.detail)])
+            self._row(
+                _END, kind=self.strings[end.kind], n=end.n, rip=rip, text=self.strings[clean(end.detail)]
+            )
         return {
             "header": _header(self.trace.header),
             "start": [[name, f"{value:x}"] for name, value in self.trace.header.start.items()],
             "end": None if end is None else {"cut": end.cut},
-            "strings": [_clean(text) for text in self.strings],
+            "strings": [clean(text) for text in self.strings],
             "values": [f"{value:x}" for value in self.values],
             "names": list(self.names),
             "rows": self.columns,
@@ -94,14 +98,13 @@ class _Packer:
         strings = self.strings
         if e.regs:
             self._registers(e.regs)
-        if e.looked:
-            self._look(e.device, e.state, e.memory)
         device = self._devices.get(e.device)
         name = register_name(device, e.address, e.kind) if device is not None else ""
+        look = self._look(device, e.state, e.memory) if e.looked else 0
         row = (
             _ACCESS, strings[e.kind], e.n, e.address, e.size, self.values[e.value], e.cpu,
             -1 if e.rip is None else self.values[e.rip], strings[e.device], strings[name], e.guest_ns, e.vmm_ns,
-            self._code_of.get(e.code, 0), strings[e.output], strings[e.then], 0, -1,
+            self._code_of.get(e.code, 0), strings[e.output], strings[e.then], 0, -1, look,
         )  # fmt: skip
         for append, value in zip(self._appends, row, strict=True):
             append(value)
@@ -109,13 +112,12 @@ class _Packer:
 
     def _event(self, e: Event) -> None:
         self._registers(e.regs)
-        if e.looked:
-            self._look("", {}, e.memory)
+        look = self._look(None, {}, e.memory) if e.looked else 0
         strings = self.strings
         self._row(
             _EVENT, kind=strings[e.kind], n=e.n, cpu=e.cpu, rip=-1 if e.rip is None else self.values[e.rip],
             guest=e.guest_ns, vmm=e.vmm_ns, code=self._code_of.get(e.code, 0), then=strings[e.then],
-            text=strings[e.detail],
+            text=strings[e.detail], look=look,
         )  # fmt: skip
 
     def _jump(self, jump: Jump) -> None:
@@ -136,36 +138,35 @@ class _Packer:
     def _code(self, code: Code) -> None:
         self._code_of[code.id] = len(self.codes) + 1
         self.codes.append(
-            [f"{code.here:x}", [[f"{line.linear:x}", line.code, _clean(line.text)] for line in code.lines]]
+            [f"{code.here:x}", [[f"{line.linear:x}", line.code, clean(line.text)] for line in code.lines]]
         )
 
-    def _look(self, device: str, state: dict[str, object], memory: tuple[MemoryChange, ...]) -> None:
-        info = self._devices.get(device)
-        fields = [[_clean(name), state_lines(info, name, value)] for name, value in state.items()]
+    def _look(
+        self, device: DeviceInfo | None, state: dict[str, object], memory: tuple[MemoryChange, ...]
+    ) -> int:
+        if not state and not memory:
+            return 1
+        fields = [[clean(name), state_lines(device, name, value)] for name, value in state.items()]
         changes = [[f"{change.gpa:x}", change.size, change.old, change.new] for change in memory]
-        self.looks.append([len(self.columns["type"]), fields, changes])
+        self.looks.append([fields, changes])
+        return len(self.looks)
 
 
 def _header(header: Header) -> dict[str, Any]:
     return {
-        "guest": _clean(header.guest),
-        "backend": _clean(header.backend),
-        "provenance": _clean(header.provenance),
-        "vmmsim": _clean(header.vmmsim),
-        "machine": _clean(header.machine),
-        "clock": _clean(header.clock),
+        "guest": clean(header.guest),
+        "backend": clean(header.backend),
+        "provenance": clean(header.provenance),
+        "vmmsim": clean(header.vmmsim),
+        "machine": clean(header.machine),
+        "clock": clean(header.clock),
         "cpus": header.cpus,
         "detailed": header.detailed,
         "devices": [
-            [_clean(device.name), device.space, f"{device.start:x}", device.size, _clean(device.chip)]
+            [clean(device.name), device.space, f"{device.start:x}", device.size, clean(device.chip)]
             for device in header.devices
         ],
         "regions": [
-            [f"{region.gpa:x}", region.size, _clean(region.name), region.readonly] for region in header.regions
+            [f"{region.gpa:x}", region.size, clean(region.name), region.readonly] for region in header.regions
         ],
     }
-
-
-def _clean(text: str) -> str:
-    """Without lone surrogates, which UTF-8 cannot hold."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

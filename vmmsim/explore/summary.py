@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from html import escape
 
 from ..trace.records import ExitRecord, Jump, Trace
+from .text import escaped
 
 __all__ = ["heading", "summary"]
 
@@ -40,9 +40,7 @@ def _run(trace: Trace) -> str:
         rows += [(f"answered by {name}", f"{count:,}") for name, count in devices.most_common(20)]
     rows += [(what + "s", f"{count:,}") for what, count in jumps.items()]
     rows.append(("End", "the run was cut short" if end is None else f"{end.kind} {end.detail}".strip()))
-    lines = "".join(f"<tr><th scope=row>{_text(name)}</th><td>{_text(value)}</td></tr>" for name, value in rows)
+    lines = "".join(
+        f"<tr><th scope=row>{escaped(name)}</th><td>{escaped(value)}</td></tr>" for name, value in rows
+    )
     return f"<table>{lines}</table>"
-
-
-def _text(value: str) -> str:
-    return escape(value.encode("utf-8", "replace").decode("utf-8"))

@@ -13,9 +13,7 @@ function digitsOf(digits, width) {
 }
 
 function registersCard(run, row, other, otherRow) {
-  if (!run.registered) {
-    return card("Registers", note("Not recorded: this is a plain trace."));
-  }
+  if (!run.registered) return null;
   const registers = run.registers(row);
   const theirs = other && otherRow >= 0 ? other.registers(otherRow) : null;
   const get = (name) => registers.get(name)?.digits;
@@ -72,7 +70,7 @@ function flagsLine(digits, was) {
 
 function deviceCard(run, row) {
   if (run.type[row] !== ACCESS) return null;
-  if (!run.header.detailed) return card("Device", note("Who answered is not recorded: this is a plain trace."));
+  if (!run.header.detailed) return null;
   const name = run.deviceName(row);
   if (!name) return card("Device", el("p", { text: run.kindName(row).endsWith("read") ? "Nobody answered: no device has this address, and a read gives what an empty bus gives." : "Nobody answered: no device has this address, and the value is lost." }));
   const place = run.places.get(name);
@@ -96,7 +94,7 @@ function deviceCard(run, row) {
     }
     lines.push(wide(`State of ${visible(name)}`, el("table", { class: "state" }, el("tbody", {}, ...rows))));
   }
-  if (!run.lookOf.has(row)) lines.push(note(state.size ? "As of the last look: none was taken at this exit." : "No look at its state was taken up to this exit."));
+  if (!run.look[row]) lines.push(note(state.size ? "As of the last look: none was taken at this exit." : "No look at its state was taken up to this exit."));
   else if (!state.size) lines.push(note("Its state is as it was at power-on, or it keeps none."));
   const made = card("Device", ...lines);
   made.firstChild.append(el("span", { class: "tag", text: visible(name) }));
@@ -105,10 +103,11 @@ function deviceCard(run, row) {
 
 function memoryCard(run, row) {
   if (run.type[row] !== ACCESS && run.type[row] !== EVENT) return null;
-  const look = run.looks[run.lookOf.get(row)];
-  if (!look) return card("Memory", note(run.header.detailed ? "No look at memory was taken at this exit." : "Not recorded: this is a plain trace."));
-  if (!look[2].length) return card("Memory", note("Nothing in RAM changed since the last look."));
-  return card("Memory that changed", memoryTable(look[2]));
+  const look = run.lookAt(row);
+  if (!run.header.detailed) return null;
+  if (!look) return card("Memory", note("No look at memory was taken at this exit."));
+  if (!look.memory.length) return card("Memory", note("Nothing in RAM changed since the last look."));
+  return card("Memory that changed", memoryTable(look.memory));
 }
 
 function consoleCard(run, row) {

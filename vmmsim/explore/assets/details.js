@@ -16,8 +16,8 @@ class Details {
     if (!view.b) {
       const run = view.runs[0], row = view.a[place];
       this.place.replaceChildren(el("div", { class: "columns" },
-        el("div", { class: "stack" }, this.#summary(run, row, place), ...this.#plain(run), this.#code(run, row), deviceCard(run, row)),
-        el("div", { class: "stack" }, registersCard(run, row), memoryCard(run, row), consoleCard(run, row))));
+        el("div", { class: "stack" }, this.#summary(run, row, place), this.#code(run, row), deviceCard(run, row)),
+        el("div", { class: "stack" }, registersCard(run, row), memoryCard(run, row), consoleCard(run, row), ...this.#plain(run))));
       return;
     }
     const sides = [view.a[place], view.b[place]];
@@ -28,6 +28,7 @@ class Details {
       return el("div", { class: "stack" }, name, this.#summary(run, row, place), ...this.#plain(run), registersCard(run, row, other, otherRow), this.#code(run, row),
         deviceCard(run, row), memoryCard(run, row), consoleCard(run, row));
     })));
+    if (sides.every((row) => row >= 0)) markUnlike(...this.place.querySelectorAll(".stack"));
   }
 
   #plain(run) {
@@ -39,8 +40,8 @@ class Details {
   #code(run, row) {
     const table = codeTable(run, row);
     if (table) return card("Code", table);
-    if (run.type[row] !== ACCESS && run.type[row] !== EVENT) return null;
-    return card("Code", note(run.header.detailed ? "What the instruction was is not known: better none than a guess." : "Not recorded: this is a plain trace."));
+    if ((run.type[row] !== ACCESS && run.type[row] !== EVENT) || !run.header.detailed) return null;
+    return card("Code", note("The instruction is not known: better none than a guess."));
   }
 
   #summary(run, row, place) {
@@ -69,7 +70,7 @@ class Details {
     if (run.timed && (type === ACCESS || type === EVENT)) {
       fact("time", `the guest ran ${duration(run.guest[row])}, the VMM took ${duration(run.vmm[row])}`);
     }
-    if (run.output[row]) fact("printed", el("span", { class: "mono", text: visible(run.strings[run.output[row]]) }));
+    if (run.output[row]) fact("printed", el("span", { class: "mono", text: `"${visible(run.strings[run.output[row]])}"` }));
     return el("section", { class: "card summary" }, head, this.#sentence(run, row),
       el("dl", { class: "fact-list" }, ...facts), this.#then(run, row), this.#undone(run, row));
   }
@@ -106,7 +107,7 @@ class Details {
     if (!following.length && row === run.length - 1) items.push(el("li", { text: run.end ? "the run ended" : "the trace stops here: the run was cut short" }));
     if (!items.length && run.header.detailed) items.push(el("li", { text: "resumed the guest" }));
     if (!items.length) return null;
-    return el("div", { class: "then" }, el("h3", { text: "Then the VMM" }), el("ol", {}, ...items.slice(0, 12)));
+    return el("div", { class: "then" }, el("h3", { text: "Then the VMM:" }), el("ol", {}, ...items.slice(0, 12)));
   }
 
   #undone(run, row) {
@@ -119,5 +120,19 @@ class Details {
   #link(run, row, text) {
     const side = this.view.runs.indexOf(run);
     return el("button", { type: "button", class: "link", text, on: { click: () => this.choose(this.view.placeOf[side][row]) } });
+  }
+}
+
+/** Mark the facts and the fields of a device's state that are not the same on both sides. Times never are. */
+function markUnlike(left, right) {
+  const named = (side) => new Map([...side.querySelectorAll(".fact-list > div, table.state tr")].map((line) => [line.firstChild.textContent, line]));
+  const others = named(right);
+  for (const [name, line] of named(left)) {
+    const other = others.get(name);
+    if (name === "time" || !other || other.lastChild.textContent === line.lastChild.textContent) continue;
+    for (const each of [line, other]) {
+      each.classList.add("unlike");
+      each.lastChild.append(el("span", { class: "unlike-mark", text: "≠", role: "img", "aria-label": "differs from the other run" }));
+    }
   }
 }

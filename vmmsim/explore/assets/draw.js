@@ -1,6 +1,6 @@
 // Paints the timeline: jumps as arcs, a lane for each kind or device, guest time against VMM time, the axis.
 
-const LANE = 20, LANE_OF_TWO = 15, ARCS = 58, ARCS_OF_TWO = 40, SHARE = 20, AXIS = 24, GAP = 10;
+const LANE = 20, LANE_OF_TWO = 13, ARCS = 64, ARCS_OF_TWO = 36, SHARE = 20, AXIS = 22, GAP = 10, MATCHES = 4;
 
 /** The style's colours as the canvas wants them, for the scheme that is shown now. */
 function palette() {
@@ -34,7 +34,7 @@ function paint(timeline) {
     block.share = block.run.timed ? SHARE * scale : 0;
     block.bottom = top = block.lanesBottom + block.share + GAP;
   }
-  const height = Math.ceil(top + AXIS * scale - GAP);
+  const height = Math.ceil(top + AXIS * scale - GAP + MATCHES);
   const ratio = devicePixelRatio || 1;
   if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
     canvas.width = Math.round(width * ratio);
@@ -54,8 +54,8 @@ function paint(timeline) {
     if (block.share) shares(painter, block);
     arcs(painter, block);
   }
-  axis(painter, top - GAP);
-  overlays(painter, top - GAP);
+  axis(painter, top - GAP + MATCHES);
+  overlays(painter, top - GAP + MATCHES);
 }
 
 function lanes({ timeline, draw, colours, width }, block, two) {
@@ -202,12 +202,12 @@ function arcs({ timeline, draw, colours, width, scale }, block) {
     draw.globalAlpha = many && !chosen ? 0.5 : 1;
     draw.beginPath();
     draw.moveTo(from, base);
-    draw.bezierCurveTo(from, base - high * 1.33, to, base - high * 1.33, to, base);
+    draw.bezierCurveTo(from, base - high * 1.3, to, base - high * 1.3, to, base - 13 * scale);
     draw.stroke();
     draw.beginPath();
-    draw.moveTo(to, base + 4 * scale);
-    draw.lineTo(to - 4.5 * scale, base - 5 * scale);
-    draw.lineTo(to + 4.5 * scale, base - 5 * scale);
+    draw.moveTo(to, base - 6 * scale);
+    draw.lineTo(to - 4.5 * scale, base - 14 * scale);
+    draw.lineTo(to + 4.5 * scale, base - 14 * scale);
     draw.fill();
     draw.beginPath();
     draw.arc(from, base, 3.2 * scale, 0, 7);
@@ -239,23 +239,19 @@ function arcs({ timeline, draw, colours, width, scale }, block) {
 function axis({ timeline, draw, colours, width, scale, view }, y) {
   const { left } = timeline;
   const time = timeline.axis === "time";
-  const span = timeline.to - timeline.from;
+  const last = view.length ? Math.max(0, Math.min(view.length, Math.ceil(timeline.to)) - 1) : -1;
+  // By exit number, marks are at round numbers of exits, wherever those stand among the rows.
+  const [from, to] = time ? [timeline.from, Math.min(timeline.to, timeline.total)] : last < 0 ? [1, 0] : [view.n(Math.floor(timeline.from)), view.n(last)];
   const room = Math.max(2, Math.floor((width - left) / (90 * scale)));
-  const raw = span / room;
-  const power = 10 ** Math.floor(Math.log10(Math.max(raw, 1e-9)));
-  const step = Math.max(time ? 1e-9 : 1, [1, 2, 5, 10].find((factor) => factor * power >= raw) * power);
-  draw.fillStyle = draw.strokeStyle = colours.muted;
-  draw.lineWidth = 1;
+  const raw = Math.max((to - from) / room, 1e-9);
+  const power = 10 ** Math.floor(Math.log10(raw));
+  const step = Math.max(1, [1, 2, 5, 10].find((factor) => factor * power >= raw) * power);
+  draw.fillStyle = colours.muted;
   draw.textAlign = "center";
-  for (let value = Math.ceil(timeline.from / step) * step; value <= Math.min(timeline.to, timeline.total); value += step) {
-    let x = timeline.toX(value);
-    let text = time ? duration(Math.round(value)) : "";
-    if (!time) {
-      if (value >= view.length) break;
-      const [run, row] = view.at(Math.floor(value))[0];
-      text = number(run.n[row]);
-      x += (0.5 * (width - left)) / span;
-    }
+  for (let value = Math.ceil(from / step) * step; value <= to; value += step) {
+    const place = time ? 0 : view.placeOfAccess(Math.max(1, value));
+    const x = timeline.toX(time ? value : place + 0.5);
+    const text = time ? duration(Math.round(value)) : number(view.n(place));
     draw.fillRect(x - 0.5, y + 2, 1, 4);
     const half = draw.measureText(text).width / 2;
     draw.fillText(text, Math.min(width - half - 1, Math.max(left + half, x)), y + 14 * scale);
@@ -276,7 +272,7 @@ function overlays({ timeline, draw, colours, width, view }, y) {
     const x = scaleOf(view.matches[index]);
     if (x > width) break;
     if (x - drawn < 1 || x < left) continue;
-    draw.fillRect(x, y - 3, step, 4);
+    draw.fillRect(x, y - 4, step, 4);
     drawn = x;
   }
   if (view.first >= 0) {
@@ -284,7 +280,12 @@ function overlays({ timeline, draw, colours, width, view }, y) {
     if (x >= left) {
       draw.fillStyle = colours.diff;
       draw.fillRect(x - 1, 0, 2, y);
-      draw.fillText("≠ first difference", Math.min(x + 5, width - draw.measureText("≠ first difference").width - 2), 9);
+      const label = "≠ first difference", wide = draw.measureText(label).width;
+      const at = Math.min(x + 5, width - wide - 2);
+      draw.fillStyle = colours.surface;
+      draw.fillRect(at - 3, 0, wide + 6, 18);
+      draw.fillStyle = colours.diff;
+      draw.fillText(label, at, 9);
     }
   }
   if (timeline.selected >= 0) {

@@ -7,8 +7,8 @@ function facts(app) {
     const items = [];
     const item = (term, ...content) => items.push(el("div", {}, el("dt", { text: term }), el("dd", {}, ...content)));
     item("CPU", visible(header.provenance || header.backend));
-    if (header.machine) item("machine", `${visible(header.machine)}${header.cpus > 1 ? `, ${header.cpus} vCPUs` : ""}`);
-    if (header.clock) item("clock", visible(header.clock));
+    if (!view.b && header.machine) item("machine", `${visible(header.machine)}${header.cpus > 1 ? `, ${header.cpus} vCPUs` : ""}`);
+    if (!view.b && header.clock) item("clock", visible(header.clock));
     item("exits", number(run.accesses));
     if (run.restores.length) item("time travel", `${number(run.restores.length)} × back`);
     if (run.timed) {

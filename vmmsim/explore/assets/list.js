@@ -22,7 +22,11 @@ class List {
       const row = event.target.closest("[data-place]");
       if (row) this.choose(Number(row.dataset.place));
     });
-    new ResizeObserver(() => this.measure()).observe(this.grid);
+    new ResizeObserver(() => {
+      const before = this.height;
+      this.measure();
+      if (this.height !== before) this.select(this.selected, { center: true });
+    }).observe(this.grid);
   }
 
   #head() {
@@ -128,7 +132,7 @@ class List {
     if (row < 0) { cell.className = "side none"; cell.textContent = "nothing"; return; }
     const text = rowText(run, row);
     cell.className = `side kind ${kindClass(run.kindName(row))}`;
-    cell.replaceChildren(el("span", { class: "what", text: text.kind }), " ", el("span", { class: "where", text: text.where }), " ", el("span", { class: "value", text: text.value }));
+    cell.replaceChildren(el("span", { class: "what", text: text.kind }), el("span", { class: "value", text: text.value }), el("span", { class: "where", text: text.where }));
     cell.title = `${text.kind} ${text.where} ${text.value}`;
   }
 
@@ -158,7 +162,7 @@ function rowText(run, row) {
   const name = run.kindName(row);
   const type = run.type[row];
   if (type === SNAPSHOT) return { kind: "◆ snapshot", where: [`no. ${run.size[row]}`, visible(run.strings[run.text[row]])].filter(Boolean).join(" · "), value: "", code: "" };
-  if (type === RESTORE) return { kind: "↶ time goes back", where: `behind exit ${number(run.address[row])}`, value: "", code: "" };
+  if (type === RESTORE) return { kind: "↶ back in time", where: `to behind exit ${number(run.address[row])}`, value: "", code: "" };
   if (type === END) return { kind: "■ end", where: visible(kindWords(name)), value: "", code: visible(run.strings[run.text[row]]) };
   if (type === EVENT) return { kind: `● ${visible(kindWords(name))}`, where: visible(run.strings[run.text[row]]), value: "", code: visible(run.instruction(row)) };
   const digits = run.valueDigits(row), size = run.size[row];

@@ -67,9 +67,9 @@ function rowTest(terms, run, differs) {
         jump: (row) => run.type[row] === SNAPSHOT || run.type[row] === RESTORE,
         event: (row) => run.type[row] === EVENT,
         undone: (row) => run.undone[row] > 0,
-        looked: (row) => run.lookOf.has(row),
+        looked: (row) => run.look[row] > 0,
         unclaimed: (row) => run.type[row] === ACCESS && run.header.detailed && run.device[row] === 0,
-        changed: (row) => run.looks[run.lookOf.get(row)]?.[2].length > 0,
+        changed: (row) => Boolean(run.lookAt(row)?.memory.length),
         different: differs,
       }[term.word];
       default: {

@@ -23,7 +23,7 @@ class Run {
     const rows = data.rows;
     this.length = rows.type.length;
     this.type = Uint8Array.from(rows.type);
-    for (const column of ["kind", "n", "size", "value", "cpu", "rip", "device", "register", "code", "output", "then", "text", "target"]) {
+    for (const column of ["kind", "n", "size", "value", "cpu", "rip", "device", "register", "code", "output", "then", "text", "target", "look"]) {
       this[column] = Int32Array.from(rows[column]);
     }
     for (const column of ["address", "guest", "vmm"]) this[column] = Float64Array.from(rows[column]);
@@ -35,7 +35,6 @@ class Run {
     this.#times();
     this.#lives();
     this.#checkpoints();
-    this.lookOf = new Map(this.looks.map((look, at) => [look[0], at]));
     this.printed = Array.from(this.output.keys()).filter((row) => this.output[row]);
     this.accesses = this.type.reduce((sum, type) => sum + (type === ACCESS ? 1 : 0), 0);
   }
@@ -134,24 +133,35 @@ class Run {
     return found;
   }
 
+  /** What the look at the row saw: {state, memory}, or null without one. */
+  lookAt(row) {
+    if (!this.look[row]) return null;
+    const [state, memory] = this.looks[this.look[row] - 1];
+    return { state, memory };
+  }
+
   /** The state of the row's device as of the last look at it: Map from field to {lines, old, row}. */
   deviceState(row) {
     const fields = new Map();
-    const device = this.device[row];
-    for (const [at, state] of this.#looksAt(device)) {
+    for (const at of this.#looksAt(this.device[row])) {
       if (at > row) break;
-      for (const [name, lines] of state) fields.set(name, { lines, old: fields.get(name)?.lines, row: at });
+      for (const [name, lines] of this.lookAt(at).state) fields.set(name, { lines, old: fields.get(name)?.lines, row: at });
     }
     return fields;
   }
 
+  /** The rows at which a look saw a device's state change. */
   #looksAt(device) {
-    this.looksByDevice ??= new Map();
-    if (!this.looksByDevice.has(device)) {
-      const own = (look) => this.type[look[0]] === ACCESS && this.device[look[0]] === device;
-      this.looksByDevice.set(device, this.looks.filter(own));
+    if (!this.looksByDevice) {
+      this.looksByDevice = new Map();
+      for (let row = 0; row < this.length; row++) {
+        if (this.type[row] !== ACCESS || this.look[row] < 2 || !this.lookAt(row).state.length) continue;
+        const rows = this.looksByDevice.get(this.device[row]);
+        if (rows) rows.push(row);
+        else this.looksByDevice.set(this.device[row], [row]);
+      }
     }
-    return this.looksByDevice.get(device);
+    return this.looksByDevice.get(device) ?? [];
   }
 
   /** The last characters printed up to the row, oldest first: [{text, undone, here}], and how many came before. */
