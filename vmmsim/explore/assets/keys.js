@@ -25,8 +25,8 @@ function keys(app) {
   $("goto-form").addEventListener("submit", () => {
     const n = parseInt($("goto-n").value.replace(/[^\d]/g, ""), 10);
     if (n > 0) app.choose(view.placeOfAccess(n));
-    $("grid").focus();
   });
+  goto.addEventListener("close", () => $("grid").focus());
 
   const moves = {
     ArrowDown: () => app.move(1), ArrowUp: () => app.move(-1), PageDown: () => app.move(app.list.page), PageUp: () => app.move(-app.list.page),
