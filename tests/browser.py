@@ -13,8 +13,10 @@ import pytest
 
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 _FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1440,900",
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--window-size=1440,900",
 )  # fmt: skip
 _PATIENCE = 30.0
 
@@ -53,6 +55,10 @@ class Browser:
 
     def js(self, code: str, *arguments: Any) -> Any:
         return self.driver.execute_script(code, *arguments)
+
+    def run(self, script: str) -> Any:
+        """What a script of this folder returns."""
+        return self.js((Path(__file__).parent / script).read_text(encoding="utf-8"))
 
     def wait(self, code: str, seconds: float = _PATIENCE) -> Any:
         """Until the script returns something true; that."""

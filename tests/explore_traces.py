@@ -20,7 +20,8 @@ from vmmsim.trace.records import (
 
 START = {
     **dict.fromkeys(("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp"), 0),
-    "rsp": 0x7C00, "rip": 0x7C00, "rflags": 2, "cr0": 0x10, "cr3": 0, "cr4": 0, "efer": 0, "cs": 0, "ds": 0, "ss": 0,
+    "rsp": 0x7C00, "rip": 0x7C00, "rflags": 2, "cr0": 0x10, "cr3": 0, "cr4": 0, "efer": 0,
+    "cs": 0, "ds": 0, "ss": 0,
 }  # fmt: skip
 DEVICES = (
     DeviceInfo("uart", "port", 0x3F8, 8, "uart16550"),
@@ -43,14 +44,14 @@ TEXT = "The quick brown fox jumps over the lazy dog.\n"
 def header(**fields: object) -> Header:
     given: dict[str, object] = {
         "guest": "made-up", "backend": "unicorn", "provenance": "unicorn/2.1.4 native", "detailed": True,
-        "machine": "bare", "clock": "host", "devices": DEVICES, "regions": (RegionInfo(0, 1 << 20),), "start": START,
-        "vmmsim": "0.1.0",
+        "machine": "bare", "clock": "host", "devices": DEVICES, "regions": (RegionInfo(0, 1 << 20),),
+        "start": START, "vmmsim": "0.1.0",
     }  # fmt: skip
     return Header(**{**given, **fields})  # type: ignore[arg-type]
 
 
 def detailed(exits: int, *, seed: int = 1, jumps: int = 3, cpus: int = 1, looks: bool = True) -> Trace:
-    """A detailed trace of `exits` accesses. `jumps` restores, which all go back to one snapshot at a tenth."""
+    """A detailed trace of `exits` accesses; its `jumps` restores go back to one snapshot at a tenth."""
     draw = random.Random(seed)
     records: list[ExitRecord | Event | Jump | Code] = []
     for number, (_, _, _, _, text, code) in enumerate(_SITES, 1):
@@ -59,7 +60,8 @@ def detailed(exits: int, *, seed: int = 1, jumps: int = 3, cpus: int = 1, looks:
         records.append(
             Code(number, base, (
                 CodeLine(base - 4, "89c8", "mov ax, cx"), CodeLine(base - 2, "3c04", "cmp al, 4"),
-                CodeLine(base, code, text), CodeLine(base + size, "7404", "je 0x7c20"), CodeLine(base + size + 2, "f4", "hlt"),
+                CodeLine(base, code, text), CodeLine(base + size, "7404", "je 0x7c20"),
+                CodeLine(base + size + 2, "f4", "hlt"),
             ))
         )  # fmt: skip
     kept = max(1, exits // 10)
@@ -124,8 +126,9 @@ def hostile() -> Trace:
     records = (
         Code(1, 0x7C00, (CodeLine(0x7C00, "ee", HOSTILE[1]),)),
         ExitRecord(
-            1, "port_write", 0x3F8, 1, 0x3C, rip=0x7C01, device=name, guest_ns=5, vmm_ns=5, regs={HOSTILE[0]: 1, "rax": 2},
-            code=1, output=text, then=HOSTILE[0], looked=True, state={HOSTILE[0]: {HOSTILE[1]: HOSTILE[2]}},
+            1, "port_write", 0x3F8, 1, 0x3C, rip=0x7C01, device=name, guest_ns=5, vmm_ns=5,
+            regs={HOSTILE[0]: 1, "rax": 2}, code=1,
+            output=text, then=HOSTILE[0], looked=True, state={HOSTILE[0]: {HOSTILE[1]: HOSTILE[2]}},
             memory=(MemoryChange(0, 1, "00", "3c"),),
         ),
         Event(1, HOSTILE[0], text),
@@ -133,7 +136,7 @@ def hostile() -> Trace:
         Jump(1, "restore", 1, 1, text),
     )  # fmt: skip
     head = header(
-        guest=name, backend=name, provenance=name, machine=name, clock=name, vmmsim=name, start={"rax": 0, HOSTILE[1]: 5},
-        devices=(DeviceInfo(name, "port", 0x3F8, 8, name),),
+        guest=name, backend=name, provenance=name, machine=name, clock=name, vmmsim=name,
+        start={"rax": 0, HOSTILE[1]: 5}, devices=(DeviceInfo(name, "port", 0x3F8, 8, name),),
     )  # fmt: skip
     return Trace(head, records, End(1, HOSTILE[0], text))

@@ -1,19 +1,17 @@
-"""The explorer's page in a real browser: what a person does with it, and what a hostile trace cannot do."""
+"""The explorer's page in a real browser: what a person does with it."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
 
-import msgspec
 import pytest
-from browser import Browser, browser
-from explore_traces import HOSTILE, detailed, header, hostile, plain
+from browser import Browser
+from explore_tools import changed, chosen, matches, search
+from explore_traces import detailed, header
 
 from vmmsim.explore import page
-from vmmsim.trace.records import Code, CodeLine, End, Event, ExitRecord, Header, Jump, Trace
+from vmmsim.trace.records import Code, End, Event, ExitRecord, Jump, Trace
 
 # One Chromium for the whole file.
 pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.timeout(120)]
@@ -23,55 +21,11 @@ EXITS = RUN.exits
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with browser() as found:
-        yield found
-
-
-@pytest.fixture
-def at(chromium: Browser) -> Iterator[Browser]:
-    """The browser as a person's: a wide window, light. What it has to complain of is a failure."""
-    chromium.size(1440, 900)
-    chromium.scheme("light")
-    yield chromium
-    assert chromium.log() == []
-
-
-@pytest.fixture(scope="module")
 def run_page() -> bytes:
     return page(RUN)
 
 
-def chosen(at: Browser) -> str:
-    return at.text(".exit-number")
-
-
-_ASK = "const q = document.getElementById('q'); q.value = arguments[0]; q.form.requestSubmit()"
-
-
-def matches(at: Browser, query: str) -> set[int]:
-    """The accesses that a query finds: what the list shows of them, scrolled through."""
-    at.size(1440, 5000)
-    at.js(_ASK, query)
-    at.js("return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    if not at.js("return document.getElementById('only').checked"):
-        at.click("#only")
-    found: set[int] = set()
-    for _ in range(200):
-        shown = at.js(
-            "return [...document.querySelectorAll('#rows .row:not([hidden]) .number')].map((e) => e.textContent)"
-        )
-        found |= {int(text.replace(",", "")) for text in shown if text}
-        if at.js(
-            "const g = document.getElementById('grid'), before = g.scrollTop; g.scrollTop += g.clientHeight * 0.9;"
-            "return g.scrollTop === before"
-        ):
-            break
-        at.js("return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    return found
-
-
-# -- it loads -----------------------------------------------------------------------------------------------------
+# -- it loads --------------------------------------------------------------------------------------
 
 
 def test_it_loads_alone(at: Browser, run_page: bytes) -> None:
@@ -96,9 +50,11 @@ def test_nothing_can_be_fetched(at: Browser, run_page: bytes) -> None:
     """The policy holds even if a script should get in: none of these may leave the page."""
     at.open(run_page)
     refused = at.js(
-        "const seen = []; document.addEventListener('securitypolicyviolation', (e) => seen.push(e.effectiveDirective));"
+        "const seen = [], note = (e) => seen.push(e.effectiveDirective);"
+        "document.addEventListener('securitypolicyviolation', note);"
         "fetch('data:,x').catch(() => {}); const i = new Image(); i.src = 'file:///etc/hostname';"
-        "const s = document.createElement('script'); s.textContent = 'window.pwned = 1'; document.body.append(s);"
+        "const s = document.createElement('script'); s.textContent = 'window.pwned = 1';"
+        "document.body.append(s);"
         "return new Promise((done) => setTimeout(() => done([seen, window.pwned ?? null]), 200))"
     )
     assert set(refused[0]) == {"connect-src", "img-src", "script-src-elem"}
@@ -117,13 +73,14 @@ def test_without_scripts_it_says_what_is_needed(at: Browser, run_page: bytes) ->
     assert "restores" in text
 
 
-# -- moving -------------------------------------------------------------------------------------------------------
+# -- moving ----------------------------------------------------------------------------------------
 
 
 def test_keys_step_through_the_list(at: Browser, run_page: bytes) -> None:
     at.open(run_page)
     for keys, expected in (
-        ("jjj", "#4"), ("k", "#3"), ("\ue015", "#4"), ("\ue013\ue013", "#2"), ("\ue010", ""), ("\ue011", "#1"),
+        ("jjj", "#4"), ("k", "#3"), ("\ue015", "#4"), ("\ue013\ue013", "#2"), ("\ue010", ""),
+        ("\ue011", "#1"),
     ):  # fmt: skip
         at.keys(*keys)
         assert chosen(at) == expected, keys
@@ -142,7 +99,7 @@ def test_go_to_a_number(at: Browser, run_page: bytes) -> None:
     at.keys("g")
     at.keys(*"234", "\ue007")
     assert chosen(at) == "#234"
-    assert at.js("return document.activeElement.id") == "grid"
+    at.wait("return document.activeElement.id === 'grid'")
 
 
 def test_help_lists_the_keys(at: Browser, run_page: bytes) -> None:
@@ -196,7 +153,7 @@ def test_a_bad_link_is_no_error(at: Browser, run_page: bytes, hash: str) -> None
     assert at.text("#details h2")
 
 
-# -- searching ----------------------------------------------------------------------------------------------------
+# -- searching -------------------------------------------------------------------------------------
 
 QUERIES = {
     "kind:mmio_write": lambda e: e.kind == "mmio_write",
@@ -216,14 +173,17 @@ QUERIES = {
 }
 
 
-@pytest.mark.parametrize("query", QUERIES)
-def test_a_search_finds_what_it_says(at: Browser, run_page: bytes, query: str) -> None:
-    expected = {exit.n for exit in EXITS if QUERIES[query](exit)}
-    assert expected
-    at.open(run_page)
-    assert matches(at, query) == expected
-    events = sum(isinstance(record, Event) for record in RUN.records) if query.startswith("then:") else 0
-    assert int(at.text("#matches").split()[0]) == len(expected) + events
+def test_a_search_finds_what_it_says(at: Browser) -> None:
+    trace = detailed(250)
+    at.open(page(trace))
+    for query, fits in QUERIES.items():
+        expected = {exit.n for exit in trace.exits if fits(exit)}
+        assert expected, query
+        assert matches(at, query) == expected, query
+        events = (
+            sum(isinstance(record, Event) for record in trace.records) if query.startswith("then:") else 0
+        )
+        assert int(at.text("#matches").split()[0]) == len(expected) + events, query
 
 
 def test_matches_are_stations(at: Browser, run_page: bytes) -> None:
@@ -240,7 +200,7 @@ def test_matches_are_stations(at: Browser, run_page: bytes) -> None:
 @pytest.mark.parametrize("query", ["addr:hello", "value:0x", "size:1-2-3", "is:nothing"])
 def test_a_wrong_search_says_what_is_wrong(at: Browser, run_page: bytes, query: str) -> None:
     at.open(run_page)
-    at.js(_ASK, query)
+    search(at, query)
     assert query.split(":")[0] + ": " in at.text("#matches")
     assert at.js("return document.getElementById('q').getAttribute('aria-invalid')") == "true"
 
@@ -261,7 +221,7 @@ def test_chips_filter(at: Browser, run_page: bytes) -> None:
     assert at.text("#count") == f"{rows:,} rows"
 
 
-# -- what it shows ------------------------------------------------------------------------------------------------
+# -- what it shows ---------------------------------------------------------------------------------
 
 
 def registers_by(trace: Trace, n: int, cpu: int) -> dict[str, int]:
@@ -356,25 +316,25 @@ def test_what_time_travel_undid(at: Browser, run_page: bytes) -> None:
     assert matches(at, "is:undone") == set(range(61, 481))
 
 
-def test_a_way_back_to_what_was_undone() -> None:
-    """Snapshot 1 behind 1, 2 behind 2; back to 1 behind 3; back to 2 behind 4: 3 and 4 are undone, 2 is not."""
+def test_a_way_back_to_what_was_undone(at: Browser) -> None:
+    """Snapshot 1 behind 1, 2 behind 2; back to 1 behind 3; back to 2 behind 4: 3, 4 are undone."""
     exits = [ExitRecord(n, "port_write", 0x80, 1, n) for n in range(1, 6)]
     records = (
-        exits[0], Jump(1, "snapshot", 1, 1), exits[1], Jump(2, "snapshot", 2, 2), exits[2], Jump(3, "restore", 1, 1),
-        exits[3], Jump(4, "restore", 2, 2), exits[4],
+        exits[0], Jump(1, "snapshot", 1, 1), exits[1], Jump(2, "snapshot", 2, 2), exits[2],
+        Jump(3, "restore", 1, 1), exits[3], Jump(4, "restore", 2, 2), exits[4],
     )  # fmt: skip
-    with browser() as at:
-        at.open(page(Trace(header(), records, End(5, "halt"))))
-        assert matches(at, "is:undone") == {3, 4}
+    at.open(page(Trace(header(), records, End(5, "halt"))))
+    assert matches(at, "is:undone") == {3, 4}
 
 
 def test_the_timeline_draws_the_way_back(at: Browser, run_page: bytes) -> None:
-    """Pixels of the jumps' colour above the lanes, between the snapshot and the last restore, and none behind."""
+    """Pixels of the jumps' colour above the lanes, up to the last restore, and none behind."""
     at.open(run_page)
     count = (
         "const c = document.getElementById('canvas'), [r, g, b] = arguments[2];"
         "const d = c.getContext('2d').getImageData(arguments[0] * c.width, 2, 4, 50).data; let n = 0;"
-        "for (let i = 0; i < d.length; i += 4) if (Math.abs(d[i] - r) + Math.abs(d[i + 1] - g) + Math.abs(d[i + 2] - b) < 60) n++;"
+        "for (let i = 0; i < d.length; i += 4)"
+        "  if (Math.abs(d[i] - r) + Math.abs(d[i + 1] - g) + Math.abs(d[i + 2] - b) < 60) n++;"
         "return n"
     )
     colour = [0xB3, 0x47, 0x00]
@@ -417,17 +377,7 @@ def test_the_timeline_by_keys_and_in_words(at: Browser, run_page: bytes) -> None
     at.wait("return location.hash.includes('axis=time')")
 
 
-# -- two runs -----------------------------------------------------------------------------------------------------
-
-
-def changed(trace: Trace, n: int, **fields: Any) -> Trace:
-    records = tuple(
-        msgspec.structs.replace(record, **fields)
-        if isinstance(record, ExitRecord) and record.n == n
-        else record
-        for record in trace.records
-    )
-    return msgspec.structs.replace(trace, records=records)
+# -- two runs --------------------------------------------------------------------------------------
 
 
 def test_two_runs_side_by_side(at: Browser) -> None:
@@ -471,262 +421,3 @@ def test_a_run_that_ends_early(at: Browser) -> None:
     assert "B ended after 40 accesses (shutdown), A went on" in at.text(".verdict")
     assert at.texts(".details .exit-number") == ["#41"]
     assert "no such exit" in at.text(".details")
-
-
-# -- what is missing, what is strange -----------------------------------------------------------------------------
-
-
-def test_a_plain_trace(at: Browser) -> None:
-    at.open(page(plain(50)))
-    assert "plain trace" in at.text("#details")
-    assert "vmmsim trace" in at.text("#details")
-    assert at.js("return document.getElementById('axis').disabled")
-    assert matches(at, "addr:0x1000") == {e.n for e in plain(50).exits if e.address == 0x1000}
-
-
-@pytest.mark.parametrize("end", [None, End(0, "halt", "halt", 0x7C01)])
-def test_a_run_without_exits(at: Browser, end: End | None) -> None:
-    at.open(page(Trace(header(), (), end)))
-    assert at.text("#facts").split("exits")[1].split()[0] == "0"
-    assert ("cut short" in at.text("#facts")) is (end is None)
-    at.keys("j", "k", "]", "d", "n", "\ue010", "\ue00f")
-
-
-def test_a_run_that_was_cut_short(at: Browser) -> None:
-    trace = detailed(30, jumps=0)
-    at.open(page(Trace(trace.header, trace.records, None)), "#exit=30")
-    assert "cut short" in at.text("#facts")
-    assert "the run was cut short" in at.text(".then")
-    at.open(page(Trace(trace.header, trace.records, End(30, "halt", cut=True))))
-    at.keys("\ue010")
-    assert "limit" in at.text("#facts")
-    assert "went on behind it" in at.text(".sentence")
-
-
-def test_events_and_what_the_vmm_did_next(at: Browser) -> None:
-    records = (
-        Code(1, 0x7C00, (CodeLine(0x7C00, "f4", "hlt"),)),
-        ExitRecord(1, "port_write", 0x80, 1, 1, then="interrupt 0x20"),
-        Event(1, "halt", "waits", rip=0x7C01, code=1, then="interrupt 0x21"),
-        ExitRecord(2, "msr_write", 0x1B, 8, 0xFEE00900),
-    )
-    at.open(page(Trace(header(), records, End(2, "error", "the device failed"))))
-    assert "interrupt 0x20" in at.text(".then")
-    assert "halt" in at.text(".then")
-    at.keys("j")
-    assert "halt" in at.text("#details h2")
-    assert at.text("tr.here .text") == "hlt"
-    assert "interrupt 0x21" in at.text(".then")
-    at.keys("\ue010")
-    assert "the device failed" in at.text("#details")
-
-
-def test_references_to_what_is_not_there(at: Browser) -> None:
-    """A trace that was cut at its beginning: the code and the snapshot that records name are missing."""
-    records = (
-        ExitRecord(5, "port_write", 0x80, 1, 1, code=99, device="unknown", looked=True),
-        Jump(5, "restore", 7, 3),
-        ExitRecord(6, "port_write", 0x80, 1, 1),
-    )
-    at.open(page(Trace(header(), records, None)))
-    assert chosen(at) == "#5"
-    at.keys("j", "j")
-    assert chosen(at) == "#6"
-
-
-def test_a_hostile_trace_is_text(at: Browser) -> None:
-    at.open(page(hostile()))
-    for step in range(6):
-        assert at.js("return window.pwned ?? null") is None, step
-        assert at.js("return document.querySelectorAll('img, svg, iframe').length") == 0
-        assert at.js("return document.scripts.length") == 2
-        at.keys("j")
-    assert at.text("h1") == HOSTILE[0] + HOSTILE[1]
-    at.keys("\ue011")
-    details = at.js("return document.getElementById('details').textContent")
-    for text in (HOSTILE[0], HOSTILE[1], HOSTILE[2]):
-        assert text in details
-    # What is invisible is made visible, and nothing turns the direction of the text around.
-    console = at.js("return document.querySelector('.console').textContent")
-    assert "\\u{202e}gnp.exe\\u{2066}\\u{200b}\u2400\u241b[31m\u2407?" in console
-    assert not any(character in console for character in "\u202e\u2066\u200b\x00\x1b")
-    assert at.js("return document.documentElement.scrollWidth <= innerWidth")
-
-
-def test_a_hostile_trace_without_scripts(at: Browser) -> None:
-    at.open(page(hostile()), scripts=False)
-    text = at.driver.find_element("css selector", "body").text
-    at.cdp("Emulation.setScriptExecutionDisabled", value=False)
-    assert HOSTILE[0] in text
-    assert at.js("return document.querySelectorAll('img').length") == 0
-
-
-# -- for everybody ------------------------------------------------------------------------------------------------
-
-#: Every visible piece of text: its colour, and the colour behind it as the browser lays it out.
-_CONTRASTS = """
-const parse = (text) => {
-  const c = text.match(/[\\d.]+/g).map(Number);
-  return text.startsWith("color(srgb") ? [...c.slice(0, 3).map((x) => 255 * x), c[3] ?? 1] : [...c.slice(0, 3), c[3] ?? 1];
-};
-const channel = (x) => { x /= 255; return x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4; };
-const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
-const over = (top, below) => top.slice(0, 3).map((x, i) => x * top[3] + below[i] * (1 - top[3]));
-const behind = (element) => {
-  const layers = [];
-  for (let at = element; at; at = at.parentElement) layers.push(parse(getComputedStyle(at).backgroundColor));
-  return layers.reverse().reduce((below, top) => over(top, below), [255, 255, 255]);
-};
-const bad = [];
-const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-let count = 0;
-while (walker.nextNode()) {
-  const element = walker.currentNode.parentElement;
-  if (!walker.currentNode.data.trim() || !element.checkVisibility({ visibilityProperty: true, opacityProperty: true })) continue;
-  if (element.closest(".visually-hidden, .sr, script, style, noscript, [hidden]")) continue;
-  const style = getComputedStyle(element), back = behind(element), front = over(parse(style.color), back);
-  const [high, low] = [light(front), light(back)].sort((x, y) => y - x);
-  const ratio = (high + 0.05) / (low + 0.05);
-  count++;
-  if (ratio < 4.5) bad.push(`${ratio.toFixed(2)} ${element.className || element.tagName}: ${walker.currentNode.data.trim().slice(0, 40)}`);
-}
-return [count, [...new Set(bad)]];
-"""
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_contrast_of_all_text(at: Browser, run_page: bytes, scheme: str) -> None:
-    at.scheme(scheme)
-    changing = next(e for e in EXITS if e.kind == "port_read" and e.memory and e.state and 240 < e.n < 480)
-    right = changed(RUN, changing.n, value=changing.value ^ 1, regs={**changing.regs, "rax": 1})
-    for made, hash in (
-        (run_page, f"#exit={changing.n}&q=kind%3Aread"), (page(RUN, right), ""), (page(plain(5)), ""),
-        (run_page, "#row=62"), (page(detailed(20)), "#q=addr%3Ax"), (page(detailed(20), detailed(20)), ""),
-    ):  # fmt: skip
-        at.open(made, hash)
-        at.js("[...document.querySelectorAll('details')].forEach((e) => { e.open = true; })")
-        at.js("document.querySelector('#kinds .chip').click()")
-        count, bad = at.js(_CONTRASTS)
-        assert count > 40
-        assert bad == []
-    at.keys("?")
-    assert at.js(_CONTRASTS)[1] == []
-
-
-def test_the_theme_can_be_chosen(at: Browser, run_page: bytes) -> None:
-    at.open(run_page)
-    back = "return getComputedStyle(document.body).backgroundColor"
-    light = at.js(back)
-    at.click("#theme")
-    at.click("#theme")
-    assert at.text("#theme") == "Theme: dark"
-    assert at.js(back) != light
-    at.click("#theme")
-    assert at.js(back) == light
-    at.scheme("dark")
-    assert at.js(back) != light
-    at.scheme("light", still=True)
-    assert at.js("return getComputedStyle(document.querySelector('.chip')).transitionDuration") == "0s"
-
-
-#: What sticks out of the window, or is cut off by what surrounds it. Code and bytes may scroll by themselves.
-_CUT_OFF = """
-const bad = [];
-for (const element of document.querySelectorAll("body *")) {
-  if (!element.checkVisibility() || element.closest(".visually-hidden, .sr, .skip, .wide, .console, noscript, script, .tip")) continue;
-  const box = element.getBoundingClientRect();
-  if (!box.width) continue;
-  if (box.left < -1 || box.right > document.documentElement.clientWidth + 1) bad.push(`out: ${element.tagName}.${element.className} ${box.left} ${box.right}`);
-  const style = getComputedStyle(element);
-  const clips = style.overflowX !== "visible" && element.tagName !== "INPUT";
-  if (clips && element.scrollWidth > element.clientWidth + 1) bad.push(`cut: ${element.tagName}.${element.className} ${element.textContent.slice(0, 30)}`);
-}
-if (document.documentElement.scrollWidth > document.documentElement.clientWidth) bad.push("the page scrolls sideways");
-return bad;
-"""
-
-
-@pytest.mark.parametrize("two", [False, True])
-def test_at_400_percent(at: Browser, run_page: bytes, two: bool) -> None:
-    """1280 x 1024 at 400 %: 320 x 256 CSS pixels (WCAG 2.2, 1.4.10). One column; nothing is lost."""
-    at.size(320, 256, 4)
-    at.open(page(RUN, changed(RUN, 300, value=1)) if two else run_page, "#exit=300")
-    at.js("return new Promise((done) => setTimeout(done, 200))")
-    assert at.js(_CUT_OFF) == []
-    assert at.js("return document.querySelector('.work').clientWidth") <= 320
-    assert at.js("return [...document.querySelectorAll('#rows .row:not([hidden])')].length") > 2
-    at.js("document.getElementById('help-open').click()")
-    assert at.js(_CUT_OFF) == []
-
-
-def test_focus_is_always_seen_and_reaches_everything(at: Browser, run_page: bytes) -> None:
-    at.open(run_page)
-    seen: list[str] = []
-    for _ in range(60):
-        at.keys("\ue004")
-        here, outline, style = at.js(
-            "const e = document.activeElement, s = getComputedStyle(e);"
-            "return [e === document.body ? '' : e.id || e.textContent, parseFloat(s.outlineWidth), s.outlineStyle]"
-        )
-        if not here or here in seen:
-            break
-        seen.append(here)
-        assert outline >= 2, here
-        assert style != "none", here
-    for wanted in ("skip", "theme", "help-open", "lanes", "axis", "canvas", "q", "next", "only", "grid"):
-        assert wanted in seen, wanted
-
-
-def test_buttons_and_fields_have_names(at: Browser, run_page: bytes) -> None:
-    at.open(run_page)
-    nameless = at.js(
-        "return [...document.querySelectorAll('button, input, select, canvas, [role=grid], dialog')].filter((e) =>"
-        " !(e.getAttribute('aria-label') || e.getAttribute('aria-labelledby') || e.innerText?.trim() || e.labels?.length"
-        " || e.textContent.trim())).map((e) => e.outerHTML.slice(0, 80))"
-    )
-    assert nameless == []
-    ids = at.js("return [...document.querySelectorAll('[id]')].map((e) => e.id)")
-    assert len(ids) == len(set(ids))
-
-
-# -- 100,000 exits ------------------------------------------------------------------------------------------------
-
-
-def test_a_long_run_scrolls_without_a_stall(at: Browser) -> None:
-    """How fast it is exactly, `python benchmarks/run.py --only explore` says; this is that nothing is quadratic."""
-    made = page(detailed(100_000, jumps=5))
-    assert len(made) <= 15_000_000
-    at.open(made)
-    ready = at.js("return performance.getEntriesByName('vmmsim-interactive')[0].startTime")
-    assert ready < 10_000
-    longest, elements, last = at.js(
-        """
-        const tasks = [], grid = document.getElementById("grid");
-        new PerformanceObserver((list) => tasks.push(...list.getEntries().map((e) => e.duration))).observe({ type: "longtask" });
-        const frame = () => new Promise(requestAnimationFrame);
-        const end = grid.scrollHeight;
-        for (let at = 0; at <= 60; at++) { grid.scrollTop = (end * at) / 60; await frame(); }
-        await frame(); await frame();
-        return [Math.max(0, ...tasks), document.querySelectorAll("#rows .row").length, document.getElementById("rows").innerText];
-        """
-    )
-    assert longest < 500  # a stall that a person would call one; the machine may be busy
-    assert elements < 120
-    assert "100,000" in last
-    at.keys("\ue010", "[")
-    assert "snapshot 1" in at.text(".sentence")
-
-
-def test_more_rows_than_pixels(at: Browser) -> None:
-    """Beyond what a browser can lay out the list still reaches its last row. Narrow: high rows."""
-    at.size(320, 800)
-    exits = tuple(ExitRecord(n, "port_write", 0x80, 1, n & 255) for n in range(1, 220_001))
-    at.open(page(Trace(Header(guest="g", backend="b", provenance="p"), exits, None)))
-    assert at.js("return document.getElementById('rows').offsetHeight") == 12_000_000
-    at.keys("\ue010")
-    assert chosen(at) == "#220,000"
-    assert at.text("#rows .selected .number") == "220,000"
-    at.keys("k")
-    assert chosen(at) == "#219,999"
-    at.js("const g = document.getElementById('grid'); g.scrollTop = 0")
-    at.wait("return document.querySelector('#rows .row:not([hidden]) .number').textContent === '1'")

@@ -65,7 +65,7 @@ def data_of(made: bytes) -> dict[str, Any]:
     return data
 
 
-# -- the page -----------------------------------------------------------------------------------------------------
+# -- the page --------------------------------------------------------------------------------------
 
 
 def test_it_needs_nothing_else() -> None:
@@ -144,7 +144,7 @@ def test_assets_are_where_a_wheel_has_them() -> None:
     assert names == {"shell.html", *SCRIPTS, *STYLES}
 
 
-# -- the data -----------------------------------------------------------------------------------------------------
+# -- the data --------------------------------------------------------------------------------------
 
 _words = st.text(max_size=8)
 _u64 = st.integers(0, (1 << 64) - 1)
@@ -171,9 +171,10 @@ def traces(draw: st.DrawFn) -> Trace:
         records.append(
             ExitRecord(
                 n, draw(st.sampled_from(kinds)), draw(st.integers(0, (1 << 52) - 1)), size,  # type: ignore[arg-type]
-                draw(st.integers(0, (1 << 8 * size) - 1)), cpu=draw(st.integers(0, 3)), rip=draw(st.none() | _u64),
-                device=draw(_words), guest_ns=draw(st.integers(0, 1 << 40)), vmm_ns=draw(st.integers(0, 1 << 40)),
-                regs=draw(_registers), code=draw(st.integers(0, 3)), output=draw(_words), then=draw(_words), looked=looked,
+                draw(st.integers(0, (1 << 8 * size) - 1)), cpu=draw(st.integers(0, 3)),
+                rip=draw(st.none() | _u64), device=draw(_words), guest_ns=draw(st.integers(0, 1 << 40)),
+                vmm_ns=draw(st.integers(0, 1 << 40)), regs=draw(_registers), code=draw(st.integers(0, 3)),
+                output=draw(_words), then=draw(_words), looked=looked,
                 state=draw(st.dictionaries(_words, _plain, max_size=2)) if looked else {},
                 memory=draw(_changes) if looked else (),
             )
@@ -243,15 +244,22 @@ def test_the_columns_hold_the_trace(trace: Trace) -> None:
                 assert [name for name, _ in state] == [_utf8(name) for name in record.state]
 
 
-# -- what devices' numbers mean -----------------------------------------------------------------------------------
+# -- what devices' numbers mean --------------------------------------------------------------------
 
 
 def test_a_uart_as_its_data_sheet_names_it() -> None:
     """PC16550D, tables II and III."""
     uart = DeviceInfo("com1", "port", 0x3F8, 8, "uart16550")
-    assert [
-        register_name(uart, 0x3F8 + at, "port_read") for at in range(8)
-    ] == "RBR IER IIR LCR MCR LSR MSR SCR".split()
+    assert [register_name(uart, 0x3F8 + at, "port_read") for at in range(8)] == [
+        "RBR",
+        "IER",
+        "IIR",
+        "LCR",
+        "MCR",
+        "LSR",
+        "MSR",
+        "SCR",
+    ]
     assert [register_name(uart, 0x3F8 + at, "port_write") for at in (0, 2)] == ["THR", "FCR"]
     assert state_lines(uart, "lsr", 0x61) == [["", "0x61 (97)", "DR THRE TEMT"]]
     assert state_lines(uart, "lcr", 0x83) == [["", "0x83 (131)", "WLS0 WLS1 DLAB"]]
@@ -279,7 +287,7 @@ def test_a_device_of_ones_own_is_shown_as_it_is() -> None:
     assert len(state_lines(own, "long", "x" * 100_000)[0][1]) < 2000
 
 
-# -- two runs -----------------------------------------------------------------------------------------------------
+# -- two runs --------------------------------------------------------------------------------------
 
 
 def accesses(values: list[int], end: End | None) -> Trace:
@@ -330,7 +338,7 @@ def test_a_trace_that_stops_is_no_difference() -> None:
     assert "A ended after 1 accesses (shutdown), B went on" in found["why"]
 
 
-# -- colours ------------------------------------------------------------------------------------------------------
+# -- colours ---------------------------------------------------------------------------------------
 
 
 def _luminance(colour: str) -> float:
@@ -378,7 +386,22 @@ _TEXTS = {
     "changed": ("surface", "changed-back"),
     "good": ("raised",),
 }
-_MARKS = ("select", "jump", "diff", "match", "guest", "vmm", "edge", "port-read", "port-write", "mmio-read", "mmio-write", "msr-read", "msr-write", "event")  # fmt: skip
+_MARKS = (
+    "select",
+    "jump",
+    "diff",
+    "match",
+    "guest",
+    "vmm",
+    "edge",
+    "port-read",
+    "port-write",
+    "mmio-read",
+    "mmio-write",
+    "msr-read",
+    "msr-write",
+    "event",
+)
 
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])

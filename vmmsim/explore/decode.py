@@ -31,8 +31,9 @@ _REGISTERS: dict[str, dict[int, tuple[str, str]]] = {
         0x20: ("ID", "ID"), 0x30: ("version", "version"), 0x80: ("TPR", "TPR"), 0xA0: ("PPR", "PPR"),
         0xB0: ("EOI", "EOI"), 0xD0: ("LDR", "LDR"), 0xE0: ("DFR", "DFR"), 0xF0: ("SVR", "SVR"),
         0x280: ("ESR", "ESR"), 0x300: ("ICR low", "ICR low"), 0x310: ("ICR high", "ICR high"),
-        0x320: ("LVT timer", "LVT timer"), 0x350: ("LVT LINT0", "LVT LINT0"), 0x360: ("LVT LINT1", "LVT LINT1"),
-        0x370: ("LVT error", "LVT error"), 0x380: ("initial count", "initial count"),
+        0x320: ("LVT timer", "LVT timer"), 0x350: ("LVT LINT0", "LVT LINT0"),
+        0x360: ("LVT LINT1", "LVT LINT1"), 0x370: ("LVT error", "LVT error"),
+        0x380: ("initial count", "initial count"),
         0x390: ("current count", "current count"), 0x3E0: ("divide", "divide"),
     },
 }  # fmt: skip
@@ -50,7 +51,8 @@ _BITS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "i8259": dict.fromkeys(("lines", "irr", "isr", "imr", "elcr"), tuple(f"IR{n}" for n in range(8))),
     "i8042": {
-        "status": ("output full", "input full", "system", "command", "unlocked", "mouse data", "time-out", "parity"),
+        "status": ("output full", "input full", "system", "command", "unlocked", "mouse data",
+                   "time-out", "parity"),
     },
 }  # fmt: skip
 

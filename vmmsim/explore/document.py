@@ -25,7 +25,7 @@ from .text import clean, escaped
 __all__ = ["SCRIPTS", "STYLES", "page"]
 
 #: In the order in which they stand in the page.
-STYLES = ("theme.css", "layout.css", "list.css", "cards.css")
+STYLES = ("theme.css", "layout.css", "timeline.css", "list.css", "cards.css")
 SCRIPTS = (
     "text.js", "cpu.js", "run.js", "query.js", "view.js", "list.js", "timeline.js", "draw.js", "cards.js",
     "code.js", "details.js", "header.js", "state.js", "keys.js", "app.js",

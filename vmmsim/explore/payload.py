@@ -19,8 +19,8 @@ __all__ = ["ROW_TYPES", "run_data"]
 ROW_TYPES = ("access", "event", "snapshot", "restore", "end")
 _ACCESS, _EVENT, _SNAPSHOT, _RESTORE, _END = range(5)
 _COLUMNS = (
-    "type", "kind", "n", "address", "size", "value", "cpu", "rip", "device", "register", "guest", "vmm", "code",
-    "output", "then", "text", "target", "look",
+    "type", "kind", "n", "address", "size", "value", "cpu", "rip", "device", "register", "guest", "vmm",
+    "code", "output", "then", "text", "target", "look",
 )  # fmt: skip
 
 
@@ -103,8 +103,8 @@ class _Packer:
         look = self._look(device, e.state, e.memory) if e.looked else 0
         row = (
             _ACCESS, strings[e.kind], e.n, e.address, e.size, self.values[e.value], e.cpu,
-            -1 if e.rip is None else self.values[e.rip], strings[e.device], strings[name], e.guest_ns, e.vmm_ns,
-            self._code_of.get(e.code, 0), strings[e.output], strings[e.then], 0, -1, look,
+            -1 if e.rip is None else self.values[e.rip], strings[e.device], strings[name], e.guest_ns,
+            e.vmm_ns, self._code_of.get(e.code, 0), strings[e.output], strings[e.then], 0, -1, look,
         )  # fmt: skip
         for append, value in zip(self._appends, row, strict=True):
             append(value)

@@ -2,7 +2,9 @@
 
 class App {
   constructor(data) {
-    this.runs = data.runs.map((run, side) => new Run({ ...run, kvm: data.kvm }, data.runs.length > 1 ? "AB"[side] : ""));
+    this.runs = data.runs.map(
+      (run, side) => new Run({ ...run, kvm: data.kvm }, data.runs.length > 1 ? "AB"[side] : ""),
+    );
     this.data = data;
     this.view = new View(this.runs, data.compare);
     this.place = -1;
@@ -17,7 +19,9 @@ class App {
     themeButton(() => this.timeline.later());
     this.#controls();
     this.#take(asked);
-    addEventListener("hashchange", () => { if (location.hash !== writeHash.own) this.#take(readHash(this.view)); });
+    addEventListener("hashchange", () => {
+      if (location.hash !== writeHash.own) this.#take(readHash(this.view));
+    });
     keys(this);
   }
 
@@ -33,7 +37,7 @@ class App {
     this.timeline.arrange();
     if (axis !== this.timeline.axis) this.timeline.setAxis(axis);
     this.search(asked.query);
-    const start = this.view.first >= 0 ? this.view.first : this.view.rows[0] ?? -1;
+    const start = this.view.first >= 0 ? this.view.first : (this.view.rows[0] ?? -1);
     this.choose(asked.place >= 0 ? asked.place : start, true);
   }
 
@@ -60,7 +64,9 @@ class App {
     const index = Math.max(0, Math.min(rows.length - 1, at + (here || step < 0 ? step : step - 1)));
     return rows[index];
   }
-  move(step) { this.choose(this.#step(this.place, step), false); }
+  move(step) {
+    this.choose(this.#step(this.place, step), false);
+  }
 
   /** To the next or previous of some places, and say so. */
   jump(places, step, what) {
@@ -89,14 +95,20 @@ class App {
     this.view.refresh();
     this.list.measure();
     this.timeline.later();
-    $("count").textContent = this.view.rows.length === this.view.length ? plural(this.view.length, "row") : `${number(this.view.rows.length)} of ${plural(this.view.length, "row")}`;
+    $("count").textContent =
+      this.view.rows.length === this.view.length
+        ? plural(this.view.length, "row")
+        : `${number(this.view.rows.length)} of ${plural(this.view.length, "row")}`;
     chips(this);
     this.remember();
   }
 
   #controls() {
     let typing;
-    $("q").addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(() => this.search($("q").value), 120); });
+    $("q").addEventListener("input", () => {
+      clearTimeout(typing);
+      typing = setTimeout(() => this.search($("q").value), 120);
+    });
     $("search").addEventListener("submit", (event) => {
       event.preventDefault();
       clearTimeout(typing);
@@ -105,14 +117,31 @@ class App {
     });
     $("next").addEventListener("click", () => this.jump(this.view.matches, 1, "match"));
     $("previous").addEventListener("click", () => this.jump(this.view.matches, -1, "match"));
-    $("only").addEventListener("change", () => { this.view.only = $("only").checked; this.refresh(); this.list.select(this.place); });
-    $("lanes").addEventListener("change", () => { this.timeline.by = $("lanes").value; this.timeline.arrange(); this.remember(); });
-    $("axis").addEventListener("change", () => { this.timeline.setAxis($("axis").value); this.remember(); });
+    $("only").addEventListener("change", () => {
+      this.view.only = $("only").checked;
+      this.refresh();
+      this.list.select(this.place);
+    });
+    $("lanes").addEventListener("change", () => {
+      this.timeline.by = $("lanes").value;
+      this.timeline.arrange();
+      this.remember();
+    });
+    $("axis").addEventListener("change", () => {
+      this.timeline.setAxis($("axis").value);
+      this.remember();
+    });
     if (this.view.b || !this.runs[0].timed) $("axis").disabled = true;
     if (!this.runs.some((run) => run.header.detailed)) $("lanes").disabled = true;
-    $("skip").addEventListener("click", (event) => { event.preventDefault(); $("grid").focus(); });
+    $("skip").addEventListener("click", (event) => {
+      event.preventDefault();
+      $("grid").focus();
+    });
     const again = matchMedia(`(resolution: ${devicePixelRatio}dppx)`);
-    again.addEventListener("change", () => { this.list.measure(); this.timeline.later(); });
+    again.addEventListener("change", () => {
+      this.list.measure();
+      this.timeline.later();
+    });
   }
 }
 
@@ -120,7 +149,9 @@ async function begin() {
   try {
     const app = new App(await unpack());
     performance.mark("vmmsim-interactive");
-    requestAnimationFrame(() => { document.documentElement.dataset.ready = "yes"; });
+    requestAnimationFrame(() => {
+      document.documentElement.dataset.ready = "yes";
+    });
     return app;
   } catch (error) {
     $("failed").hidden = false;

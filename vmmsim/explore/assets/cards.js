@@ -25,9 +25,22 @@ function registersCard(run, row, other, otherRow) {
     const names = [...left].filter(belongs);
     names.forEach((name) => left.delete(name));
     const order = title === "general" ? [...GENERAL, "rip", "rflags"] : names.sort();
-    const shown = order.filter((name) => registers.has(name) && (title !== "general" || long || ALWAYS.has(name) || get(name) !== "0"));
+    const shown = order.filter(
+      (name) => registers.has(name) && (title !== "general" || long || ALWAYS.has(name) || get(name) !== "0"),
+    );
     if (!shown.length) continue;
-    const list = el("ul", { class: "regs" }, ...shown.map((name) => registerItem(name, registers.get(name), title === "general" ? (long && name !== "rflags" ? 16 : 8) : 0, theirs)));
+    const list = el(
+      "ul",
+      { class: "regs" },
+      ...shown.map((name) =>
+        registerItem(
+          name,
+          registers.get(name),
+          title === "general" ? (long && name !== "rflags" ? 16 : 8) : 0,
+          theirs,
+        ),
+      ),
+    );
     if (title === "general") {
       parts.push(list);
       const flags = get("rflags");
@@ -35,9 +48,22 @@ function registersCard(run, row, other, otherRow) {
     } else {
       const changed = shown.filter((name) => registers.get(name).was !== undefined).length;
       const summary = `${title} (${shown.length}${changed ? `, ${changed} changed` : ""})`;
-      parts.push(el("details", { class: "more", open: changed > 0 || registersCard.open?.has(title), on: { toggle: (event) => {
-        (registersCard.open ??= new Set())[event.target.open ? "add" : "delete"](title);
-      } } }, el("summary", { text: summary }), list));
+      parts.push(
+        el(
+          "details",
+          {
+            class: "more",
+            open: changed > 0 || registersCard.open?.has(title),
+            on: {
+              toggle: (event) => {
+                (registersCard.open ??= new Set())[event.target.open ? "add" : "delete"](title);
+              },
+            },
+          },
+          el("summary", { text: summary }),
+          list,
+        ),
+      );
     }
   }
   const title = run.header.cpus > 1 ? `Registers of vCPU ${run.cpu[row]}` : "Registers";
@@ -49,36 +75,67 @@ function registersCard(run, row, other, otherRow) {
 function registerItem(name, { digits, was }, width, theirs) {
   const differs = theirs && theirs.has(name) && theirs.get(name).digits !== digits;
   const meaning = name === "rflags" ? [] : bitNames(name, digits);
-  return el("li", { class: [was !== undefined ? "changed" : "", differs ? "differs" : ""].filter(Boolean).join(" ") || null },
-    el("span", { class: "name", text: visible(name) }), digitsOf(digits, width),
-    was !== undefined ? el("span", { class: "was" }, el("span", { class: "sr", text: "changed, " }), `was ${hex(was)}`) : null,
+  return el(
+    "li",
+    {
+      class: [was !== undefined ? "changed" : "", differs ? "differs" : ""].filter(Boolean).join(" ") || null,
+    },
+    el("span", { class: "name", text: visible(name) }),
+    digitsOf(digits, width),
+    was !== undefined
+      ? el("span", { class: "was" }, el("span", { class: "sr", text: "changed, " }), `was ${hex(was)}`)
+      : null,
     differs ? el("span", { class: "unlike", text: "≠ other run" }) : null,
-    meaning.length ? el("span", { class: "bits", text: meaning.join(" ") }) : null);
+    meaning.length ? el("span", { class: "bits", text: meaning.join(" ") }) : null,
+  );
 }
 
 function flagsLine(digits, was) {
   const set = new Set(bitNames("rflags", digits));
   const names = [...FLAGS_SHOWN, ...[...set].filter((name) => !FLAGS_SHOWN.includes(name))];
   const before = was === undefined ? null : new Set(bitNames("rflags", was));
-  return el("ul", { class: "flags", "aria-label": "Flags" }, ...names.map((name) => {
-    const on = set.has(name), changed = before && before.has(name) !== on;
-    const words = `${name} ${name.includes("=") ? "" : on ? "set" : "clear"}${changed ? ", changed" : ""}`;
-    return el("li", { class: `${on ? "on" : ""} ${changed ? "changed" : ""}`.trim() || null },
-      el("span", { "aria-hidden": "true", text: name }), el("span", { class: "sr", text: words }));
-  }));
+  return el(
+    "ul",
+    { class: "flags", "aria-label": "Flags" },
+    ...names.map((name) => {
+      const on = set.has(name),
+        changed = before && before.has(name) !== on;
+      const words = `${name} ${name.includes("=") ? "" : on ? "set" : "clear"}${changed ? ", changed" : ""}`;
+      return el(
+        "li",
+        { class: `${on ? "on" : ""} ${changed ? "changed" : ""}`.trim() || null },
+        el("span", { "aria-hidden": "true", text: name }),
+        el("span", { class: "sr", text: words }),
+      );
+    }),
+  );
 }
 
 function deviceCard(run, row) {
   if (run.type[row] !== ACCESS) return null;
   if (!run.header.detailed) return null;
   const name = run.deviceName(row);
-  if (!name) return card("Device", el("p", { text: run.kindName(row).endsWith("read") ? "Nobody answered: no device has this address, and a read gives what an empty bus gives." : "Nobody answered: no device has this address, and the value is lost." }));
+  if (!name)
+    return card(
+      "Device",
+      el("p", {
+        text: run.kindName(row).endsWith("read")
+          ? "Nobody answered: no device has this address, and a read gives what an empty bus gives."
+          : "Nobody answered: no device has this address, and the value is lost.",
+      }),
+    );
   const place = run.places.get(name);
   const lines = [];
   if (place) {
     const [, space, start, size, chip] = place;
     const end = (BigInt("0x" + start) + BigInt(Math.max(1, size) - 1)).toString(16);
-    lines.push(el("p", { class: "note" }, `${chip && chip !== name ? `${visible(chip)}, ` : ""}${space === "mmio" ? "guest-physical" : space} ${hex(start)}${size > 1 ? ` to ${hex(end)}` : ""}`));
+    lines.push(
+      el(
+        "p",
+        { class: "note" },
+        `${chip && chip !== name ? `${visible(chip)}, ` : ""}${space === "mmio" ? "guest-physical" : space} ${hex(start)}${size > 1 ? ` to ${hex(end)}` : ""}`,
+      ),
+    );
   }
   const state = run.deviceState(row);
   if (state.size) {
@@ -87,14 +144,39 @@ function deviceCard(run, row) {
       const before = new Map((old ?? []).map(([path, text]) => [path, text]));
       for (const [path, text, bits] of values) {
         const changed = from === row && (old ? before.get(path) !== text : false);
-        rows.push(el("tr", { class: changed ? "changed" : null }, el("th", { scope: "row", text: visible(field + path) }),
-          el("td", {}, el("span", { class: "mono", text: visible(text) }), bits ? el("span", { class: "bits", text: bits }) : null,
-            changed ? el("span", { class: "was" }, el("span", { class: "sr", text: "changed, " }), `was ${visible(before.get(path) ?? "nothing")}`) : null)));
+        rows.push(
+          el(
+            "tr",
+            { class: changed ? "changed" : null },
+            el("th", { scope: "row", text: visible(field + path) }),
+            el(
+              "td",
+              {},
+              el("span", { class: "mono", text: visible(text) }),
+              bits ? el("span", { class: "bits", text: bits }) : null,
+              changed
+                ? el(
+                    "span",
+                    { class: "was" },
+                    el("span", { class: "sr", text: "changed, " }),
+                    `was ${visible(before.get(path) ?? "nothing")}`,
+                  )
+                : null,
+            ),
+          ),
+        );
       }
     }
     lines.push(wide(`State of ${visible(name)}`, el("table", { class: "state" }, el("tbody", {}, ...rows))));
   }
-  if (!run.look[row]) lines.push(note(state.size ? "As of the last look: none was taken at this exit." : "No look at its state was taken up to this exit."));
+  if (!run.look[row])
+    lines.push(
+      note(
+        state.size
+          ? "As of the last look: none was taken at this exit."
+          : "No look at its state was taken up to this exit.",
+      ),
+    );
   else if (!state.size) lines.push(note("Its state is as it was at power-on, or it keeps none."));
   const made = card("Device", ...lines);
   made.firstChild.append(el("span", { class: "tag", text: visible(name) }));
@@ -113,7 +195,12 @@ function memoryCard(run, row) {
 function consoleCard(run, row) {
   if (!run.printed.length) return null;
   const { pieces, cut } = run.console(row);
-  const text = el("pre", { class: "console", tabindex: 0, role: "region", "aria-label": "What the guest has printed so far" });
+  const text = el("pre", {
+    class: "console",
+    tabindex: 0,
+    role: "region",
+    "aria-label": "What the guest has printed so far",
+  });
   if (cut) text.append(el("span", { class: "zeros", text: "…" }));
   // Neighbours that look alike are one element: a page of single letters would be slow.
   let last = null;
@@ -125,7 +212,15 @@ function consoleCard(run, row) {
   }
   text.append(el("span", { class: "caret", "aria-hidden": "true" }));
   const undone = pieces.some((piece) => piece.undone);
-  requestAnimationFrame(() => { text.scrollTop = text.scrollHeight; });
-  return card("Console so far", text, pieces.length ? null : note("Nothing is printed yet."),
-    undone ? note("Struck through: printed, then undone. Output is not taken back; the guest does not know of it.") : null);
+  requestAnimationFrame(() => {
+    text.scrollTop = text.scrollHeight;
+  });
+  return card(
+    "Console so far",
+    text,
+    pieces.length ? null : note("Nothing is printed yet."),
+    undone
+      ? note("Struck through: printed, then undone. Output is not taken back; the guest does not know of it.")
+      : null,
+  );
 }

@@ -11,11 +11,47 @@ const GROUPS = [
 ];
 
 const BITS = {
-  rflags: { CF: 0, PF: 2, AF: 4, ZF: 6, SF: 7, TF: 8, IF: 9, DF: 10, OF: 11, NT: 14, RF: 16, VM: 17, AC: 18, VIF: 19, VIP: 20, ID: 21 },
+  rflags: {
+    CF: 0,
+    PF: 2,
+    AF: 4,
+    ZF: 6,
+    SF: 7,
+    TF: 8,
+    IF: 9,
+    DF: 10,
+    OF: 11,
+    NT: 14,
+    RF: 16,
+    VM: 17,
+    AC: 18,
+    VIF: 19,
+    VIP: 20,
+    ID: 21,
+  },
   cr0: { PE: 0, MP: 1, EM: 2, TS: 3, ET: 4, NE: 5, WP: 16, AM: 18, NW: 29, CD: 30, PG: 31 },
   cr4: {
-    VME: 0, PVI: 1, TSD: 2, DE: 3, PSE: 4, PAE: 5, MCE: 6, PGE: 7, PCE: 8, OSFXSR: 9, OSXMMEXCPT: 10, UMIP: 11,
-    LA57: 12, VMXE: 13, SMXE: 14, FSGSBASE: 16, PCIDE: 17, OSXSAVE: 18, SMEP: 20, SMAP: 21, PKE: 22,
+    VME: 0,
+    PVI: 1,
+    TSD: 2,
+    DE: 3,
+    PSE: 4,
+    PAE: 5,
+    MCE: 6,
+    PGE: 7,
+    PCE: 8,
+    OSFXSR: 9,
+    OSXMMEXCPT: 10,
+    UMIP: 11,
+    LA57: 12,
+    VMXE: 13,
+    SMXE: 14,
+    FSGSBASE: 16,
+    PCIDE: 17,
+    OSXSAVE: 18,
+    SMEP: 20,
+    SMAP: 21,
+    PKE: 22,
   },
   efer: { SCE: 0, LME: 8, LMA: 10, NXE: 11 },
 };
@@ -26,7 +62,9 @@ const bit = (digits, at) => Boolean((BigInt("0x" + digits) >> BigInt(at)) & 1n);
 
 /** The names of the bits that are set. */
 function bitNames(register, digits) {
-  const names = Object.entries(BITS[register] || {}).filter(([, at]) => bit(digits, at)).map(([name]) => name);
+  const names = Object.entries(BITS[register] || {})
+    .filter(([, at]) => bit(digits, at))
+    .map(([name]) => name);
   const iopl = register === "rflags" ? (parseInt(digits, 16) >> 12) & 3 : 0;
   return iopl ? [...names, `IOPL=${iopl}`] : names;
 }

@@ -1,13 +1,42 @@
 // Paints the timeline: jumps as arcs, a lane for each kind or device, guest time against VMM time, the axis.
 
-const LANE = 20, LANE_OF_TWO = 13, ARCS = 64, ARCS_OF_TWO = 36, SHARE = 20, AXIS = 22, GAP = 10, MATCHES = 4;
+const LANE = 20,
+  LANE_OF_TWO = 13,
+  ARCS = 64,
+  ARCS_OF_TWO = 36,
+  SHARE = 20,
+  AXIS = 22,
+  GAP = 10,
+  MATCHES = 4;
 
 /** The style's colours as the canvas wants them, for the scheme that is shown now. */
 function palette() {
-  const probe = palette.probe ??= document.body.appendChild(el("span", { hidden: true }));
-  const get = (name) => { probe.style.color = `var(--${name})`; return getComputedStyle(probe).color; };
-  const names = ["surface", "lane", "ink", "muted", "line", "jump", "jump-soft", "diff", "select", "guest", "vmm", "match",
-    "port-read", "port-write", "mmio-read", "mmio-write", "msr-read", "msr-write", "event"];
+  const probe = (palette.probe ??= document.body.appendChild(el("span", { hidden: true })));
+  const get = (name) => {
+    probe.style.color = `var(--${name})`;
+    return getComputedStyle(probe).color;
+  };
+  const names = [
+    "surface",
+    "lane",
+    "ink",
+    "muted",
+    "line",
+    "jump",
+    "jump-soft",
+    "diff",
+    "select",
+    "guest",
+    "vmm",
+    "match",
+    "port-read",
+    "port-write",
+    "mmio-read",
+    "mmio-write",
+    "msr-read",
+    "msr-write",
+    "event",
+  ];
   return Object.fromEntries(names.map((name) => [name, get(name)]));
 }
 
@@ -21,7 +50,10 @@ function paint(timeline) {
   const width = (timeline.width = stage.clientWidth);
   if (width < 40) return;
   draw.font = `${size}px ${style.fontFamily}`;
-  const longest = Math.max(...blocks.flatMap((block) => block.lanes.map((lane) => draw.measureText(lane).width)), draw.measureText("guest · VMM").width);
+  const longest = Math.max(
+    ...blocks.flatMap((block) => block.lanes.map((lane) => draw.measureText(lane).width)),
+    draw.measureText("guest · VMM").width,
+  );
   timeline.left = Math.ceil(Math.min(longest + 14, width * 0.34));
 
   let top = 2;
@@ -68,7 +100,8 @@ function lanes({ timeline, draw, colours, width }, block, two) {
     draw.textAlign = "right";
     draw.fillText(fitted(draw, name, left - 10), left - 8, y + block.laneHeight / 2);
   });
-  if (block.share) draw.fillText(fitted(draw, "guest · VMM", left - 10), left - 8, block.lanesBottom + block.share / 2 + 1);
+  if (block.share)
+    draw.fillText(fitted(draw, "guest · VMM", left - 10), left - 8, block.lanesBottom + block.share / 2 + 1);
   draw.textAlign = "left";
   if (two) {
     draw.fillStyle = colours.ink;
@@ -80,7 +113,8 @@ function lanes({ timeline, draw, colours, width }, block, two) {
   draw.save();
   draw.beginPath();
   for (const [first, last] of block.run.undoneSpans) {
-    const from = Math.max(left, timeline.toX(at(timeline, block, first)[0])), to = Math.min(width, timeline.toX(at(timeline, block, last)[1]));
+    const from = Math.max(left, timeline.toX(at(timeline, block, first)[0])),
+      to = Math.min(width, timeline.toX(at(timeline, block, last)[1]));
     if (to > from) draw.rect(from, block.lanesTop, to - from, block.lanesBottom - block.lanesTop);
   }
   draw.clip();
@@ -89,7 +123,10 @@ function lanes({ timeline, draw, colours, width }, block, two) {
   draw.beginPath();
   if (block.run.undoneSpans.length) {
     const high = block.lanesBottom - block.lanesTop;
-    for (let x = left - high; x < width; x += 7) { draw.moveTo(x, block.lanesBottom); draw.lineTo(x + high, block.lanesTop); }
+    for (let x = left - high; x < width; x += 7) {
+      draw.moveTo(x, block.lanesBottom);
+      draw.lineTo(x + high, block.lanesTop);
+    }
   }
   draw.stroke();
   draw.restore();
@@ -102,7 +139,8 @@ function at(timeline, block, row) {
 
 /** The rows of a block that are in the window: [first, last]. */
 function inWindow(timeline, block) {
-  const low = timeline.placeAt(timeline.from), high = timeline.placeAt(timeline.to);
+  const low = timeline.placeAt(timeline.from),
+    high = timeline.placeAt(timeline.to);
   const places = timeline.view.placeOf[block.side];
   return [lowerBound(places, low), Math.min(block.run.length - 1, lowerBound(places, high))];
 }
@@ -126,7 +164,12 @@ function rows({ timeline, draw, colours, width }, block) {
     if (bin < -1 || bin > wide) continue;
     if (close) {
       draw.fillStyle = colours[kindClass(run.kindName(row))];
-      draw.fillRect(left + Math.max(0, x * step), block.lanesTop + lane * block.laneHeight + 3, Math.min(Math.max(2, step - 1.2), 12), block.laneHeight - 6);
+      draw.fillRect(
+        left + Math.max(0, x * step),
+        block.lanesTop + lane * block.laneHeight + 3,
+        Math.min(Math.max(2, step - 1.2), 12),
+        block.laneHeight - 6,
+      );
     } else if (bin >= 0) {
       bins[lane][bin]++;
       kinds[lane][bin] = run.kind[row];
@@ -152,10 +195,12 @@ function shares({ timeline, draw, colours, width }, block) {
   const { run } = block;
   const [first, last] = inWindow(timeline, block);
   const wide = Math.max(1, Math.ceil(width - left));
-  const guest = new Float64Array(wide + 1), vmm = new Float64Array(wide + 1);
+  const guest = new Float64Array(wide + 1),
+    vmm = new Float64Array(wide + 1);
   const step = (width - left) / (timeline.to - timeline.from);
   const add = (sums, from, to, amount) => {
-    const low = Math.max(0, (from - timeline.from) * step), high = Math.min(wide, (to - timeline.from) * step);
+    const low = Math.max(0, (from - timeline.from) * step),
+      high = Math.min(wide, (to - timeline.from) * step);
     const each = amount / Math.max(1, Math.ceil(high) - Math.floor(low));
     for (let x = Math.floor(low); x < Math.max(high, Math.floor(low) + 1) && x <= wide; x++) sums[x] += each;
   };
@@ -165,7 +210,8 @@ function shares({ timeline, draw, colours, width }, block) {
     add(guest, from, timeline.axis === "time" ? middle : to, run.guest[row]);
     add(vmm, timeline.axis === "time" ? middle : from, to, run.vmm[row]);
   }
-  const y = block.lanesBottom + 3, high = block.share - 4;
+  const y = block.lanesBottom + 3,
+    high = block.share - 4;
   for (let x = 0; x < wide; x++) {
     const sum = guest[x] + vmm[x];
     if (!sum) continue;
@@ -215,19 +261,27 @@ function arcs({ timeline, draw, colours, width, scale }, block) {
     draw.globalAlpha = 0.6;
     draw.fillRect(from - 0.5, base, 1, block.lanesBottom - base);
     timeline.marks.push({ x: from, y: base, place: timeline.view.placeOf[block.side][row] });
-    timeline.marks.push({ x: (from + to) / 2, y: base - high, place: timeline.view.placeOf[block.side][row] });
+    timeline.marks.push({
+      x: (from + to) / 2,
+      y: base - high,
+      place: timeline.view.placeOf[block.side][row],
+    });
   }
   draw.globalAlpha = 1;
   for (const row of run.jumps) {
     if (run.type[row] !== SNAPSHOT) continue;
     const x = timeline.toX(at(timeline, block, row)[0]);
     if (x < left - 8 || x > width + 8) continue;
-    const r = 6 * scale, y = base + 1;
+    const r = 6 * scale,
+      y = base + 1;
     draw.fillStyle = colours.surface;
     draw.strokeStyle = colours.jump;
     draw.lineWidth = 2 * scale;
     draw.beginPath();
-    draw.moveTo(x, y - r); draw.lineTo(x + r, y); draw.lineTo(x, y + r); draw.lineTo(x - r, y);
+    draw.moveTo(x, y - r);
+    draw.lineTo(x + r, y);
+    draw.lineTo(x, y + r);
+    draw.lineTo(x - r, y);
     draw.closePath();
     draw.fill();
     draw.stroke();
@@ -241,7 +295,11 @@ function axis({ timeline, draw, colours, width, scale, view }, y) {
   const time = timeline.axis === "time";
   const last = view.length ? Math.max(0, Math.min(view.length, Math.ceil(timeline.to)) - 1) : -1;
   // By exit number, marks are at round numbers of exits, wherever those stand among the rows.
-  const [from, to] = time ? [timeline.from, Math.min(timeline.to, timeline.total)] : last < 0 ? [1, 0] : [view.n(Math.floor(timeline.from)), view.n(last)];
+  const [from, to] = time
+    ? [timeline.from, Math.min(timeline.to, timeline.total)]
+    : last < 0
+      ? [1, 0]
+      : [view.n(Math.floor(timeline.from)), view.n(last)];
   const room = Math.max(2, Math.floor((width - left) / (90 * scale)));
   const raw = Math.max((to - from) / room, 1e-9);
   const power = 10 ** Math.floor(Math.log10(raw));
@@ -268,7 +326,11 @@ function overlays({ timeline, draw, colours, width, view }, y) {
   const step = Math.max(1.5, Math.min(8, (width - left) / (timeline.to - timeline.from)));
   draw.fillStyle = colours.match;
   let drawn = -10;
-  for (let index = lowerBound(view.matches, timeline.placeAt(timeline.from)); index < view.matches.length; index++) {
+  for (
+    let index = lowerBound(view.matches, timeline.placeAt(timeline.from));
+    index < view.matches.length;
+    index++
+  ) {
     const x = scaleOf(view.matches[index]);
     if (x > width) break;
     if (x - drawn < 1 || x < left) continue;
@@ -280,7 +342,8 @@ function overlays({ timeline, draw, colours, width, view }, y) {
     if (x >= left) {
       draw.fillStyle = colours.diff;
       draw.fillRect(x - 1, 0, 2, y);
-      const label = "≠ first difference", wide = draw.measureText(label).width;
+      const label = "≠ first difference",
+        wide = draw.measureText(label).width;
       const at = Math.min(x + 5, width - wide - 2);
       draw.fillStyle = colours.surface;
       draw.fillRect(at - 3, 0, wide + 6, 18);
@@ -291,14 +354,17 @@ function overlays({ timeline, draw, colours, width, view }, y) {
   if (timeline.selected >= 0) {
     const [from, to] = timeline.span(timeline.selected).map((value) => timeline.toX(value));
     if (to >= left && from <= width) {
-      const x = Math.max(left, from), wide = Math.max(2, Math.min(to - from, width));
+      const x = Math.max(left, from),
+        wide = Math.max(2, Math.min(to - from, width));
       draw.strokeStyle = draw.fillStyle = colours.select;
       draw.lineWidth = 2;
       if (wide > 4) draw.strokeRect(x - 0.5, 1, Math.min(wide, 13.5), y);
       else draw.fillRect(x - 0.5, 0, 2, y);
       draw.beginPath();
       const middle = x + Math.min(wide, 13) / 2;
-      draw.moveTo(middle - 6, y + 7); draw.lineTo(middle + 6, y + 7); draw.lineTo(middle, y + 1);
+      draw.moveTo(middle - 6, y + 7);
+      draw.lineTo(middle + 6, y + 7);
+      draw.lineTo(middle, y + 1);
       draw.fill();
     }
   }
@@ -314,7 +380,8 @@ function overlays({ timeline, draw, colours, width, view }, y) {
 /** As much of a text as fits so many pixels. */
 function fitted(draw, text, room) {
   if (draw.measureText(text).width <= room) return text;
-  let low = 0, high = text.length;
+  let low = 0,
+    high = text.length;
   while (low < high) {
     const middle = (low + high + 1) >> 1;
     if (draw.measureText(text.slice(0, middle) + "…").width <= room) low = middle;

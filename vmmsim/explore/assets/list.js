@@ -6,7 +6,12 @@ const MOST_PIXELS = 12e6; // browsers cannot lay out elements that are much high
 /** Words for a row's kind: `port write`. */
 const kindWords = (name) => name.replaceAll("_", " ");
 /** Which colour a kind has: the class of it. */
-const kindClass = (name) => (/^(port|mmio|msr)_(read|write)$/.test(name) ? name.replace("_", "-") : ["snapshot", "restore"].includes(name) ? "jump" : "event");
+const kindClass = (name) =>
+  /^(port|mmio|msr)_(read|write)$/.test(name)
+    ? name.replace("_", "-")
+    : ["snapshot", "restore"].includes(name)
+      ? "jump"
+      : "event";
 
 class List {
   constructor(view, choose) {
@@ -34,8 +39,9 @@ class List {
     const labels = { "": "same?" };
     this.grid.classList.toggle("two", Boolean(this.view.b));
     if (!this.view.runs[0].codes.length) this.grid.classList.add("no-code");
-    $("grid-head").replaceChildren(...names.map((name) =>
-      el("span", { role: "columnheader", text: name, "aria-label": labels[name] })));
+    $("grid-head").replaceChildren(
+      ...names.map((name) => el("span", { role: "columnheader", text: name, "aria-label": labels[name] })),
+    );
     this.grid.setAttribute("aria-colcount", names.length);
   }
 
@@ -54,16 +60,24 @@ class List {
   }
 
   #later() {
-    this.waiting ??= requestAnimationFrame(() => { this.waiting = undefined; this.draw(); });
+    this.waiting ??= requestAnimationFrame(() => {
+      this.waiting = undefined;
+      this.draw();
+    });
   }
 
   /** The index of the first row in sight, from where the list is scrolled to, and back. */
   get #first() {
     const room = this.pixels - this.#space;
     if (room <= 0) return 0;
-    return (Math.min(1, this.grid.scrollTop / room) * (this.view.rows.length * this.height - this.#space)) / this.height;
+    return (
+      (Math.min(1, this.grid.scrollTop / room) * (this.view.rows.length * this.height - this.#space)) /
+      this.height
+    );
   }
-  get #space() { return this.grid.clientHeight - $("grid-head").offsetHeight; }
+  get #space() {
+    return this.grid.clientHeight - $("grid-head").offsetHeight;
+  }
 
   draw() {
     const first = Math.max(0, Math.floor(this.#first) - 2);
@@ -82,18 +96,24 @@ class List {
       this.#fill(row, index);
     });
     this.grid.setAttribute("aria-activedescendant", this.selected >= 0 ? `row-${this.selected}` : "");
-    if (!this.view.rows.length) this.grid.dataset.empty = this.view.length ? "No exit fits the search and the filters." : "The run made no exits.";
+    if (!this.view.rows.length)
+      this.grid.dataset.empty = this.view.length
+        ? "No exit fits the search and the filters."
+        : "The run made no exits.";
     else delete this.grid.dataset.empty;
   }
 
   #blank() {
     const cell = (name) => el("span", { class: name, role: "gridcell" });
-    const cells = this.view.b ? ["number", "side", "same", "side"].map(cell) : ["number", "kind", "where", "value", "code"].map(cell);
+    const cells = this.view.b
+      ? ["number", "side", "same", "side"].map(cell)
+      : ["number", "kind", "where", "value", "code"].map(cell);
     return { element: el("div", { class: "row", role: "row" }, ...cells), cells };
   }
 
   #fill({ element, cells }, index) {
-    const view = this.view, place = view.rows[index];
+    const view = this.view,
+      place = view.rows[index];
     const [run, row] = view.at(place)[0];
     element.dataset.place = place;
     element.id = `row-${place}`;
@@ -112,7 +132,10 @@ class List {
     if (view.b) {
       this.#side(cells[1], view.runs[0], view.a[place]);
       cells[2].textContent = view.different[place] ? "≠" : "=";
-      cells[2].setAttribute("aria-label", place === view.first ? "first difference" : view.different[place] ? "different" : "the same");
+      cells[2].setAttribute(
+        "aria-label",
+        place === view.first ? "first difference" : view.different[place] ? "different" : "the same",
+      );
       this.#side(cells[3], view.runs[1], view.b[place]);
       return;
     }
@@ -129,10 +152,18 @@ class List {
   }
 
   #side(cell, run, row) {
-    if (row < 0) { cell.className = "side none"; cell.textContent = "nothing"; return; }
+    if (row < 0) {
+      cell.className = "side none";
+      cell.textContent = "nothing";
+      return;
+    }
     const text = rowText(run, row);
     cell.className = `side kind ${kindClass(run.kindName(row))}`;
-    cell.replaceChildren(el("span", { class: "what", text: text.kind }), el("span", { class: "value", text: text.value }), el("span", { class: "where", text: text.where }));
+    cell.replaceChildren(
+      el("span", { class: "what", text: text.kind }),
+      el("span", { class: "value", text: text.value }),
+      el("span", { class: "where", text: text.where }),
+    );
     cell.title = `${text.kind} ${text.where} ${text.value}`;
   }
 
@@ -140,7 +171,8 @@ class List {
   select(place, { center = false } = {}) {
     this.selected = place;
     const index = this.view.indexOf(place);
-    const first = this.#first, sight = this.#space / this.height;
+    const first = this.#first,
+      sight = this.#space / this.height;
     let want = null;
     if (center && (index < first || index + 1 > first + sight)) want = index - sight / 2 + 0.5;
     else if (index < first) want = index;
@@ -154,18 +186,45 @@ class List {
   }
 
   /** How many rows a page is. */
-  get page() { return Math.max(1, Math.floor(this.#space / this.height) - 1); }
+  get page() {
+    return Math.max(1, Math.floor(this.#space / this.height) - 1);
+  }
 }
 
 /** A row's cells as text. */
 function rowText(run, row) {
   const name = run.kindName(row);
   const type = run.type[row];
-  if (type === SNAPSHOT) return { kind: "◆ snapshot", where: [`no. ${run.size[row]}`, visible(run.strings[run.text[row]])].filter(Boolean).join(" · "), value: "", code: "" };
-  if (type === RESTORE) return { kind: "↶ back in time", where: `to behind exit ${number(run.address[row])}`, value: "", code: "" };
-  if (type === END) return { kind: "■ end", where: visible(kindWords(name)), value: "", code: visible(run.strings[run.text[row]]) };
-  if (type === EVENT) return { kind: `● ${visible(kindWords(name))}`, where: visible(run.strings[run.text[row]]), value: "", code: visible(run.instruction(row)) };
-  const digits = run.valueDigits(row), size = run.size[row];
+  if (type === SNAPSHOT)
+    return {
+      kind: "◆ snapshot",
+      where: [`no. ${run.size[row]}`, visible(run.strings[run.text[row]])].filter(Boolean).join(" · "),
+      value: "",
+      code: "",
+    };
+  if (type === RESTORE)
+    return {
+      kind: "↶ back in time",
+      where: `to behind exit ${number(run.address[row])}`,
+      value: "",
+      code: "",
+    };
+  if (type === END)
+    return {
+      kind: "■ end",
+      where: visible(kindWords(name)),
+      value: "",
+      code: visible(run.strings[run.text[row]]),
+    };
+  if (type === EVENT)
+    return {
+      kind: `● ${visible(kindWords(name))}`,
+      where: visible(run.strings[run.text[row]]),
+      value: "",
+      code: visible(run.instruction(row)),
+    };
+  const digits = run.valueDigits(row),
+    size = run.size[row];
   const device = visible(run.deviceName(row));
   const register = visible(run.strings[run.register[row]]);
   const place = hex(run.address[row].toString(16), name.startsWith("port") ? 4 : 0);

@@ -7,7 +7,9 @@ const CHECKPOINT = 256;
 /** The page's data, unpacked. Rejects where the browser lacks DecompressionStream. */
 async function unpack() {
   if (typeof DecompressionStream === "undefined") {
-    throw new Error("This browser is too old for this page: it needs DecompressionStream (Chrome 80, Firefox 113, Safari 16.4).");
+    throw new Error(
+      "This browser is too old for this page: it needs DecompressionStream (Chrome 80, Firefox 113, Safari 16.4).",
+    );
   }
   const text = atob($("data").textContent);
   const bytes = new Uint8Array(text.length);
@@ -18,12 +20,33 @@ async function unpack() {
 
 class Run {
   constructor(data, name) {
-    Object.assign(this, { name, header: data.header, end: data.end, strings: data.strings, values: data.values });
+    Object.assign(this, {
+      name,
+      header: data.header,
+      end: data.end,
+      strings: data.strings,
+      values: data.values,
+    });
     Object.assign(this, { names: data.names, codes: data.codes, kvm: data.kvm, looks: data.looks });
     const rows = data.rows;
     this.length = rows.type.length;
     this.type = Uint8Array.from(rows.type);
-    for (const column of ["kind", "n", "size", "value", "cpu", "rip", "device", "register", "code", "output", "then", "text", "target", "look"]) {
+    for (const column of [
+      "kind",
+      "n",
+      "size",
+      "value",
+      "cpu",
+      "rip",
+      "device",
+      "register",
+      "code",
+      "output",
+      "then",
+      "text",
+      "target",
+      "look",
+    ]) {
       this[column] = Int32Array.from(rows[column]);
     }
     for (const column of ["address", "guest", "vmm"]) this[column] = Float64Array.from(rows[column]);
@@ -39,9 +62,15 @@ class Run {
     this.accesses = this.type.reduce((sum, type) => sum + (type === ACCESS ? 1 : 0), 0);
   }
 
-  kindName(row) { return this.strings[this.kind[row]]; }
-  deviceName(row) { return this.strings[this.device[row]]; }
-  valueDigits(row) { return this.values[this.value[row]]; }
+  kindName(row) {
+    return this.strings[this.kind[row]];
+  }
+  deviceName(row) {
+    return this.strings[this.device[row]];
+  }
+  valueDigits(row) {
+    return this.values[this.value[row]];
+  }
 
   /** `before[row]` is what the run took before it: nanoseconds of guest and VMM, of all vCPUs together. */
   #times() {
@@ -113,7 +142,8 @@ class Run {
 
   #apply(now, row) {
     const base = this.cpu[row] * this.names.length;
-    for (let at = this.regsAt[row]; at < this.regsAt[row + 1]; at++) now[base + this.regName[at]] = this.regValue[at];
+    for (let at = this.regsAt[row]; at < this.regsAt[row + 1]; at++)
+      now[base + this.regName[at]] = this.regValue[at];
   }
 
   /** The registers of the row's vCPU: Map from name to {digits, was}; `was` only where the row changed it. */
@@ -128,7 +158,12 @@ class Run {
     this.#apply(now, row);
     this.names.forEach((name, at) => {
       const value = now[base + at];
-      if (value >= 0) found.set(name, { digits: this.values[value], was: old[at] >= 0 && old[at] !== value ? this.values[old[at]] : undefined, fresh: old[at] < 0 && this.regsAt[row + 1] > this.regsAt[row] });
+      if (value >= 0)
+        found.set(name, {
+          digits: this.values[value],
+          was: old[at] >= 0 && old[at] !== value ? this.values[old[at]] : undefined,
+          fresh: old[at] < 0 && this.regsAt[row + 1] > this.regsAt[row],
+        });
     });
     return found;
   }
@@ -145,7 +180,8 @@ class Run {
     const fields = new Map();
     for (const at of this.#looksAt(this.device[row])) {
       if (at > row) break;
-      for (const [name, lines] of this.lookAt(at).state) fields.set(name, { lines, old: fields.get(name)?.lines, row: at });
+      for (const [name, lines] of this.lookAt(at).state)
+        fields.set(name, { lines, old: fields.get(name)?.lines, row: at });
     }
     return fields;
   }
@@ -167,7 +203,9 @@ class Run {
   /** The last characters printed up to the row, oldest first: [{text, undone, here}], and how many came before. */
   console(row, most = 4000) {
     const pieces = [];
-    let low = 0, high = this.printed.length, room = most;
+    let low = 0,
+      high = this.printed.length,
+      room = most;
     while (low < high) {
       const middle = (low + high) >> 1;
       if (this.printed[middle] <= row) low = middle + 1;
@@ -177,7 +215,11 @@ class Run {
     for (; at >= 0 && room > 0; at--) {
       const from = this.printed[at];
       const text = this.strings[this.output[from]];
-      pieces.push({ text: text.slice(-room), undone: this.undone[from] > 0 && this.undone[from] <= row, here: from === row });
+      pieces.push({
+        text: text.slice(-room),
+        undone: this.undone[from] > 0 && this.undone[from] <= row,
+        here: from === row,
+      });
       room -= text.length;
     }
     return { pieces: pieces.reverse(), cut: at >= 0 || room < 0 };
@@ -186,7 +228,7 @@ class Run {
   /** The instruction that made the row's exit, or "". */
   instruction(row) {
     const code = this.codes[this.code[row] - 1];
-    return code ? code[1].find((line) => line[0] === code[0])?.[2] ?? "" : "";
+    return code ? (code[1].find((line) => line[0] === code[0])?.[2] ?? "") : "";
   }
 
   /** What happened behind the row, up to the next access: their rows. */

@@ -2,13 +2,25 @@
 
 function readHash(view) {
   const given = new URLSearchParams(location.hash.slice(1));
-  const names = (key) => new Set((given.get(key) ?? "").split(",").filter(Boolean).map(decodeURIComponent).map((name) => (name === "-" ? "" : name)));
+  const names = (key) =>
+    new Set(
+      (given.get(key) ?? "")
+        .split(",")
+        .filter(Boolean)
+        .map(decodeURIComponent)
+        .map((name) => (name === "-" ? "" : name)),
+    );
   let place = -1;
   if (/^\d+$/.test(given.get("row") ?? "")) place = Math.min(view.length, Number(given.get("row"))) - 1;
   else if (/^\d+$/.test(given.get("exit") ?? "")) place = view.placeOfAccess(Number(given.get("exit")));
   return {
-    place, query: given.get("q") ?? "", only: given.get("only") === "1", kinds: names("hide"), devices: names("without"),
-    axis: given.get("axis") === "time" ? "time" : "row", lanes: given.get("lanes") === "device" ? "device" : "kind",
+    place,
+    query: given.get("q") ?? "",
+    only: given.get("only") === "1",
+    kinds: names("hide"),
+    devices: names("without"),
+    axis: given.get("axis") === "time" ? "time" : "row",
+    lanes: given.get("lanes") === "device" ? "device" : "kind",
   };
 }
 
@@ -29,7 +41,11 @@ function writeHash(view, place, timeline) {
   const hash = `#${out}`;
   if (hash === location.hash) return;
   writeHash.own = hash;
-  try { history.replaceState(null, "", hash); } catch { location.replace(hash); }
+  try {
+    history.replaceState(null, "", hash);
+  } catch {
+    location.replace(hash);
+  }
 }
 
 const THEMES = ["auto", "light", "dark"];
@@ -42,11 +58,22 @@ function themeButton(changed) {
     else document.documentElement.dataset.theme = theme;
     button.textContent = `Theme: ${theme}`;
     button.dataset.now = theme;
-    if (keep) try { localStorage.setItem("vmmsim-theme", theme); } catch { /* it is for this visit only */ }
+    if (keep)
+      try {
+        localStorage.setItem("vmmsim-theme", theme);
+      } catch {
+        /* it is for this visit only */
+      }
     changed();
   };
   let kept = "auto";
-  try { kept = localStorage.getItem("vmmsim-theme") ?? "auto"; } catch { /* as above */ }
+  try {
+    kept = localStorage.getItem("vmmsim-theme") ?? "auto";
+  } catch {
+    /* as above */
+  }
   set(THEMES.includes(kept) ? kept : "auto", false);
-  button.addEventListener("click", () => set(THEMES[(THEMES.indexOf(button.dataset.now) + 1) % THEMES.length], true));
+  button.addEventListener("click", () =>
+    set(THEMES[(THEMES.indexOf(button.dataset.now) + 1) % THEMES.length], true),
+  );
 }

@@ -8,7 +8,8 @@ function el(tag, attributes, ...children) {
   for (const [name, value] of Object.entries(attributes || {})) {
     if (value === undefined || value === null || value === false) continue;
     if (name === "text") element.textContent = value;
-    else if (name === "on") for (const [event, act] of Object.entries(value)) element.addEventListener(event, act);
+    else if (name === "on")
+      for (const [event, act] of Object.entries(value)) element.addEventListener(event, act);
     else if (name === "data") Object.assign(element.dataset, value);
     else element.setAttribute(name, value === true ? "" : value);
   }
@@ -17,9 +18,13 @@ function el(tag, attributes, ...children) {
 }
 
 /** A character that is not to be taken literally: controls, what turns the direction of text, what is invisible. */
-const HIDDEN = /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]/u;
+const HIDDEN =
+  /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]/u;
 const HIDDEN_ALL = new RegExp(HIDDEN.source, "gu");
-const HIDDEN_BUT_LINES = new RegExp(HIDDEN.source.replace("\\u0000-\\u001f", "\\u0000-\\u0009\\u000b-\\u001f"), "gu");
+const HIDDEN_BUT_LINES = new RegExp(
+  HIDDEN.source.replace("\\u0000-\\u001f", "\\u0000-\\u0009\\u000b-\\u001f"),
+  "gu",
+);
 
 function shown(character) {
   const code = character.codePointAt(0);
@@ -53,7 +58,9 @@ function letter(digits, size) {
   if (size !== 1) return "";
   const code = parseInt(digits, 16);
   if (code >= 0x20 && code < 0x7f) return `'${String.fromCharCode(code)}'`;
-  return { 8: "\\b", 9: "\\t", 10: "\\n", 13: "\\r", 27: "\\e" }[code] ? `'${{ 8: "\\b", 9: "\\t", 10: "\\n", 13: "\\r", 27: "\\e" }[code]}'` : "";
+  return { 8: "\\b", 9: "\\t", 10: "\\n", 13: "\\r", 27: "\\e" }[code]
+    ? `'${{ 8: "\\b", 9: "\\t", 10: "\\n", 13: "\\r", 27: "\\e" }[code]}'`
+    : "";
 }
 
 /** Say something to who cannot see it. */
