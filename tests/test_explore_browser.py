@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+import msgspec
 import pytest
 from browser import Browser
 from explore_tools import changed, chosen, matches, search
@@ -421,3 +422,12 @@ def test_a_run_that_ends_early(at: Browser) -> None:
     assert "B ended after 40 accesses (shutdown), A went on" in at.text(".verdict")
     assert at.texts(".details .exit-number") == ["#41"]
     assert "no such exit" in at.text(".details")
+
+
+def test_runs_that_end_differently(at: Browser) -> None:
+    left = detailed(30)
+    at.open(page(left, msgspec.structs.replace(left, end=End(30, "shutdown", "triple fault"))))
+    assert "all 30 accesses are the same, but A ended with halt, B with shutdown" in at.text(".verdict")
+    assert ["halt" in text for text in at.texts(".fact-list")] == [True, False]
+    assert "shutdown: triple fault" in at.texts(".fact-list")[1]
+    assert at.js("return document.querySelectorAll('#rows .different').length") == 1

@@ -12,8 +12,8 @@ from .text import clean
 
 __all__ = ["register_name", "state_lines"]
 
-#: chip: offset -> name of the register for (reads, writes). Chips are named as their files in
-#: `vmmsim.devices`; a device's own name is tried where the trace does not say its chip.
+#: Chip, as its file in `vmmsim.devices` is named, or the name of one of its faces: offset -> name of the
+#: register for (reads, writes).
 _REGISTERS: dict[str, dict[int, tuple[str, str]]] = {
     "uart16550": {  # PC16550D, table II
         0: ("RBR", "THR"), 1: ("IER", "IER"), 2: ("IIR", "FCR"), 3: ("LCR", "LCR"), 4: ("MCR", "MCR"),
@@ -25,7 +25,9 @@ _REGISTERS: dict[str, dict[int, tuple[str, str]]] = {
         3: ("", "control word"),
     },
     "mc146818": {0: ("index", "index"), 1: ("data", "data")},
-    "i8042": {0: ("data", "data"), 4: ("status", "command")},
+    "i8042": {0: ("data", "data")},
+    "kbc-command": {0: ("status", "command")},
+    "pic-elcr": {0: ("ELCR1", "ELCR1"), 1: ("ELCR2", "ELCR2")},
     "ioapic": {0: ("IOREGSEL", "IOREGSEL"), 0x10: ("IOWIN", "IOWIN")},
     "lapic": {  # SDM vol. 3, table 10-1
         0x20: ("ID", "ID"), 0x30: ("version", "version"), 0x80: ("TPR", "TPR"), 0xA0: ("PPR", "PPR"),
@@ -50,19 +52,17 @@ _BITS: dict[str, dict[str, tuple[str, ...]]] = {
         "lines": ("", "", "", "", "CTS", "DSR", "RI", "DCD"),
     },
     "i8259": dict.fromkeys(("lines", "irr", "isr", "imr", "elcr"), tuple(f"IR{n}" for n in range(8))),
-    "i8042": {
-        "status": ("output full", "input full", "system", "command", "unlocked", "mouse data",
-                   "time-out", "parity"),
-    },
 }  # fmt: skip
 
-_CHIPS = {"uart": "uart16550", "pic": "i8259", "pit": "i8254", "rtc": "mc146818", "i8042": "i8042"}
+#: Traces have a device's class; these are not named as the chip is.
+_CHIPS = {"i8259pair": "i8259", "localapics": "lapic"}
 #: A value's text is cut behind so many characters, a list behind so many elements.
 _LONGEST, _MOST = 400, 64
 
 
 def _chip(device: DeviceInfo) -> str:
-    return device.chip if device.chip in _REGISTERS else _CHIPS.get(device.name, device.name)
+    name = device.chip.lower()
+    return device.name if device.name in _REGISTERS else _CHIPS.get(name, name)
 
 
 def register_name(device: DeviceInfo, address: int, kind: str) -> str:

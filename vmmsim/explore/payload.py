@@ -50,7 +50,8 @@ class _Packer:
         self.codes: list[list[Any]] = []
         self._code_of: dict[int, int] = {0: 0}
         self._snapshots: dict[int, int] = {}
-        self._devices = {device.name: device for device in trace.header.devices}
+        # A device can answer in several spaces, at an address of its own in each.
+        self._devices = {(device.space, device.name): device for device in trace.header.devices}
         self._appends = [self.columns[name].append for name in _COLUMNS]
 
     def data(self) -> dict[str, Any]:
@@ -66,13 +67,12 @@ class _Packer:
         end = self.trace.end
         if end is not None:
             rip = -1 if end.rip is None else self.values[end.rip]
-            self._row(
-                _END, kind=self.strings[end.kind], n=end.n, rip=rip, text=self.strings[clean(end.detail)]
-            )
+            said = end.kind if end.detail in ("", end.kind) else f"{end.kind}: {end.detail}"
+            self._row(_END, kind=self.strings["end"], n=end.n, rip=rip, text=self.strings[said])
         return {
             "header": _header(self.trace.header),
             "start": [[name, f"{value:x}"] for name, value in self.trace.header.start.items()],
-            "end": None if end is None else {"cut": end.cut},
+            "end": None if end is None else {"cut": end.cut, "kind": clean(end.kind)},
             "strings": [clean(text) for text in self.strings],
             "values": [f"{value:x}" for value in self.values],
             "names": list(self.names),
@@ -98,7 +98,7 @@ class _Packer:
         strings = self.strings
         if e.regs:
             self._registers(e.regs)
-        device = self._devices.get(e.device)
+        device = self._devices.get((e.kind.partition("_")[0], e.device))
         name = register_name(device, e.address, e.kind) if device is not None else ""
         look = self._look(device, e.state, e.memory) if e.looked else 0
         row = (
@@ -125,15 +125,14 @@ class _Packer:
         rows = self.columns
         here = len(rows["type"])
         fields = {"kind": self.strings[jump.what], "n": jump.n, "size": jump.snapshot}
-        cpu = rows["cpu"][-1] if here else 0
         if jump.what == "snapshot":
             self._snapshots[jump.snapshot] = here
-            self._row(_SNAPSHOT, text=self.strings[jump.label], cpu=cpu, target=here, **fields)
+            self._row(_SNAPSHOT, text=self.strings[jump.label], target=here, **fields)
             return
         target = self._snapshots.get(jump.snapshot)
         if target is None:  # it was taken before the trace began: the last row that it still had done
             target = next((at for at in range(here - 1, -1, -1) if rows["n"][at] <= jump.to), -1)
-        self._row(_RESTORE, text=self.strings[jump.label], cpu=cpu, target=target, address=jump.to, **fields)
+        self._row(_RESTORE, text=self.strings[jump.label], target=target, address=jump.to, **fields)
 
     def _code(self, code: Code) -> None:
         self._code_of[code.id] = len(self.codes) + 1

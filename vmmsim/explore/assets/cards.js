@@ -124,7 +124,7 @@ function deviceCard(run, row) {
           : "Nobody answered: no device has this address, and the value is lost.",
       }),
     );
-  const place = run.places.get(name);
+  const place = run.places.get(`${run.kindName(row).split("_")[0]} ${name}`);
   const lines = [];
   if (place) {
     const [, space, start, size, chip] = place;

@@ -23,7 +23,7 @@ function codeTable(run, row) {
       ),
       el("td", { class: "address", text: linear.padStart(digits, "0") }),
       el("td", { class: "text" }, el("b", { text: name }), rest.length ? ` ${rest.join(" ")}` : ""),
-      el("td", { class: "bytes", text: bytes.replace(/(..)(?=.)/g, "$1 ") }),
+      el("td", { class: "bytes", text: bytes }),
     );
   });
   return wide("Code", el("table", { class: "code" }, el("tbody", {}, ...rows)));

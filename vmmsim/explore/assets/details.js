@@ -166,9 +166,8 @@ class Details {
             : null,
         );
     }
-    if (type === END) fact("ended with", visible(kindWords(name)));
     if (run.text[row])
-      fact(type === SNAPSHOT || type === RESTORE ? "label" : "detail", visible(run.strings[run.text[row]]));
+      fact({ [EVENT]: "detail", [END]: "ended with" }[type] ?? "label", visible(run.strings[run.text[row]]));
     if (run.kvm[name]) fact("KVM's name", el("span", { class: "mono", text: run.kvm[name] }));
     if (run.rip[row] >= 0)
       fact(
@@ -210,7 +209,9 @@ class Details {
       return el(
         "p",
         { class: "sentence" },
-        `The machine went back to snapshot ${run.size[row]}, taken behind exit ${number(run.address[row])}. `,
+        run.size[row]
+          ? `The machine went back to snapshot ${run.size[row]}, taken behind exit ${number(run.address[row])}. `
+          : "The machine went to a snapshot that was taken before this trace began. ",
         `${plural(undone, "exit")} between them ${undone === 1 ? "is" : "are"} undone: registers, memory and devices are as they were then. `,
         target >= 0 ? this.#link(run, target, "Go to the snapshot") : null,
       );

@@ -24,9 +24,8 @@ function facts(app) {
         bar.firstChild.style.width = `${share}%`;
         item("guest / VMM time", `${duration(run.guestTime)} / ${duration(run.vmmTime)}`, bar);
       }
-      const last = run.length - 1;
       if (run.end === null) item("end", el("span", { class: "warn", text: "cut short" }));
-      else item("end", run.end.cut ? "limit of the trace" : visible(kindWords(run.kindName(last))));
+      else item("end", run.end.cut ? "limit of the trace" : visible(kindWords(run.end.kind)));
       const list = el("dl", {}, ...items);
       return view.b
         ? el("div", { class: "fact-run" }, el("span", { class: "side-letter", text: run.name }), list)

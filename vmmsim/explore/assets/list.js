@@ -212,9 +212,9 @@ function rowText(run, row) {
   if (type === END)
     return {
       kind: "■ end",
-      where: visible(kindWords(name)),
+      where: visible(run.strings[run.text[row]]),
       value: "",
-      code: visible(run.strings[run.text[row]]),
+      code: "",
     };
   if (type === EVENT)
     return {

@@ -54,7 +54,7 @@ class Run {
     this.regName = Int32Array.from(data.regs.name);
     this.regValue = Int32Array.from(data.regs.value);
     this.start = data.start;
-    this.places = new Map(data.header.devices.map((device) => [device[0], device]));
+    this.places = new Map(data.header.devices.map((device) => [`${device[1]} ${device[0]}`, device]));
     this.#times();
     this.#lives();
     this.#checkpoints();

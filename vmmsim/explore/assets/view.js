@@ -64,6 +64,7 @@ class View {
         b = this.b[place];
       if (a < 0 || b < 0) this.different[place] = 1;
       else if (left.type[a] === ACCESS) this.different[place] = flags[left.n[a]] || 0;
+      else if (left.type[a] === END) this.different[place] = left.end.kind !== right.end.kind ? 1 : 0;
       else this.different[place] = left.kindName(a) !== right.kindName(b) ? 1 : 0;
     }
     if (this.compared.first === null) return;
