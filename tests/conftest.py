@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from browser import Browser, browser
+from browser import Browser, browser, why_not
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -16,6 +16,9 @@ settings.load_profile("vmmsim")
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
     with browser() as found:
         yield found
 
