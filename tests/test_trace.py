@@ -12,7 +12,25 @@ from hypothesis import strategies as st
 
 from vmmsim.errors import UsageError
 from vmmsim.exits import ACCESS_EXITS, Access, Halt
-from vmmsim.trace import End, ExitRecord, Header, TraceError, TraceWriter, read_trace
+from vmmsim.trace import (
+    REGISTERS,
+    Code,
+    CodeLine,
+    DeviceInfo,
+    End,
+    Event,
+    ExitRecord,
+    Header,
+    Jump,
+    MemoryChange,
+    RegionInfo,
+    Trace,
+    TraceError,
+    TraceWriter,
+    is_trace,
+    read_trace,
+    trace_lines,
+)
 
 HEADER = Header(guest="g", backend="unicorn", provenance="unicorn-2.1.4/native")
 
@@ -94,7 +112,9 @@ GOOD = written([(ACCESS_EXITS[2], 0x1000, 1, 5)]).splitlines()
         ([b"\xff\xfe"], 1, "not a trace record"),
         ([b'{"type":"start"}'], 1, "not a trace record"),
         (GOOD[1:], 1, "the first record must be the header"),
-        ([GOOD[0].replace(b'"format":1', b'"format":2')], 1, "this version reads format 1"),
+        ([GOOD[0].replace(b'"format":2', b'"format":3')], 1, "format 3 of vmmsim"),
+        ([GOOD[0].replace(b'"format":2', b'"format":3,"new":1')], 1, "this version reads format 1 and 2"),
+        ([GOOD[0].replace(b'"format":2,', b"")], 1, "without its format"),
         ([GOOD[0], GOOD[0]], 2, "a second header"),
         ([GOOD[0], GOOD[1].replace(b'"n":1', b'"n":2')], 2, "exit 2 where exit 1 must be"),
         ([GOOD[0], GOOD[1].replace(b'"size":1', b'"size":9')], 2, "an access has 1 to 8"),
@@ -106,7 +126,12 @@ GOOD = written([(ACCESS_EXITS[2], 0x1000, 1, 5)]).splitlines()
         ([GOOD[0], GOOD[1].replace(b'"n":1', b'"n":1,"x":1')], 2, "not a trace record"),
         ([GOOD[0], GOOD[2]], 2, "the end counts 1 exits, the file has 0"),
         ([*GOOD, GOOD[1]], 4, "behind the end record"),
-        ([GOOD[0], GOOD[1][:20]], 2, "not a trace record"),
+        ([GOOD[0], GOOD[1][:20] + b"\n"], 2, "not a trace record"),
+        ([GOOD[0], GOOD[1][:20], GOOD[2]], 2, "not whole"),
+        ([GOOD[0][:20]], 1, "not a trace record"),
+        ([GOOD[0], GOOD[1].replace(b'"n":1', b'"n":1,"rip":5')], 2, "accesses only"),
+        ([GOOD[0], b'{"type":"event","n":0,"kind":"halt"}'], 2, "accesses only"),
+        ([GOOD[0], b" " * (4 << 20) + GOOD[1]], 2, "longer than 4 MiB"),
         ([GOOD[0], b""], 2, "not a trace record"),
     ],
 )
@@ -116,6 +141,222 @@ def test_a_broken_trace_is_refused_with_line_and_rule(lines: list[bytes], line: 
 
     assert f"line {line}: " in caught.value.message
     assert rule in caught.value.message
+
+
+def detailed(*lines: str) -> list[bytes]:
+    """The header of a detailed trace, a code, a snapshot and an exit, and `lines` behind them."""
+    return [
+        b'{"type":"header","format":2,"guest":"g","backend":"b","provenance":"p","detailed":true}',
+        b'{"type":"code","id":1,"here":16,"lines":[[16,"90","nop"]]}',
+        b'{"type":"jump","n":0,"what":"snapshot","snapshot":1,"to":0}',
+        b'{"type":"exit","n":1,"kind":"msr_read","address":27,"size":8,"value":1,"code":1,"looked":true}',
+        *(line.encode("utf-8", "surrogatepass") for line in lines),
+    ]
+
+
+def test_a_detailed_trace_of_these_lines_is_good() -> None:
+    assert len(read_trace(detailed()).records) == 3
+
+
+DEEP = '{"a":' * 9 + "1" + "}" * 9
+
+
+@pytest.mark.parametrize(
+    ("line", "rule"),
+    [
+        ('{"type":"exit","n":2,"kind":"msr_read","address":27,"size":4,"value":1}', "an MSR has 8"),
+        ('{"type":"exit","n":2,"kind":"port_read","address":65536,"size":1,"value":1}', "beyond"),
+        ('{"type":"exit","n":2,"kind":"port_read","address":1,"size":1,"value":1,"cpu":1}', "vCPU 1 of 1"),
+        (
+            '{"type":"exit","n":2,"kind":"port_read","address":1,"size":1,"value":1,"code":2}',
+            "code 2 where 1",
+        ),
+        ('{"type":"event","n":1,"kind":"halt","guest_ns":-1}', "a time below 0"),
+        ('{"type":"event","n":0,"kind":"halt"}', "event behind exit 0 where 1 exits were"),
+        ('{"type":"event","n":1,"kind":"<b>"}', "a word of small letters"),
+        ('{"type":"event","n":1,"kind":"halt","rip":-1}', "64 bits"),
+        ('{"type":"event","n":1,"kind":"halt","regs":{"eax":1}}', "no register 'eax'"),
+        ('{"type":"event","n":1,"kind":"halt","regs":{"rax":-1}}', "rax has more than 64 bits"),
+        ('{"type":"event","n":1,"kind":"halt","memory":[[0,1,"00","01"]]}', "without a look"),
+        ('{"type":"event","n":1,"kind":"halt","looked":true,"memory":[[0,1,"0","0"]]}', "no row of bytes"),
+        ('{"type":"event","n":1,"kind":"halt","looked":true,"memory":[[0,1,"0G","00"]]}', "no row of bytes"),
+        (
+            '{"type":"event","n":1,"kind":"halt","looked":true,"memory":[[0,1,"0000","0000"]]}',
+            "a change of 1",
+        ),
+        (
+            '{"type":"event","n":1,"kind":"halt","looked":true,"memory":[[0,2,"00","0000"]]}',
+            "as many of them",
+        ),
+        ('{"type":"event","n":1,"kind":"halt","looked":true,"memory":[[-1,1,"00","01"]]}', "beyond"),
+        ('{"type":"event","n":1,"kind":"halt","detail":"' + "x" * 4097 + '"}', "4097 characters"),
+        ('{"type":"code","id":1,"here":16,"lines":[[16,"90","nop"]]}', "code 1 where code 2 must be"),
+        ('{"type":"code","id":2,"here":17,"lines":[[16,"90","nop"]]}', "not among its lines"),
+        ('{"type":"code","id":2,"here":16,"lines":[[16,"","nop"]]}', "1 to 15 bytes"),
+        ('{"type":"code","id":2,"here":16,"lines":[]}', "code of 0 instructions"),
+        ('{"type":"jump","n":1,"what":"snapshot","snapshot":1,"to":1}', "where snapshot 2 of exit 1 must be"),
+        ('{"type":"jump","n":1,"what":"restore","snapshot":2,"to":0}', "where 1 are known"),
+        ('{"type":"jump","n":1,"what":"restore","snapshot":1,"to":1}', "is not of exit 1"),
+        ('{"type":"end","n":1,"kind":"halt","rip":-1}', "64 bits"),
+        (
+            '{"type":"exit","n":2,"kind":"port_read","address":1,"size":1,"value":1,"state":{"a":1}}',
+            "without a look",
+        ),
+        (
+            '{"type":"exit","n":2,"kind":"port_read","address":1,"size":1,"value":1,"looked":true,"state":'
+            + DEEP
+            + "}",
+            "nested deeper than 8",
+        ),
+        (
+            '{"type":"exit","n":2,"kind":"port_read","address":1,"size":1,"value":1,"looked":true,"state":'
+            + '{"a":' * 100_000
+            + "1"
+            + "}" * 100_001,
+            "not a trace record",
+        ),
+    ],
+)
+def test_a_broken_detail_is_refused_with_line_and_rule(line: str, rule: str) -> None:
+    with pytest.raises(TraceError) as caught:
+        read_trace(detailed(line))
+
+    assert "line 5: " in caught.value.message
+    assert rule in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ('"cpus":0', "a machine has 1 to 255"),
+        ('"devices":[{"name":"d","space":"port","start":65535,"size":2}]', "beyond its bus"),
+        ('"devices":[{"name":"d","space":"usb","start":0,"size":2}]', "not a trace record"),
+        ('"regions":[{"gpa":0,"size":0}]', "beyond the guest's addresses"),
+        ('"start":{"st0":1}', "no register 'st0'"),
+        ('"cpus":1e99', "not a trace record"),
+    ],
+)
+def test_a_broken_header_is_refused(change: str, rule: str) -> None:
+    header = detailed()[0].replace(b'"detailed"', change.encode() + b',"detailed"')
+    with pytest.raises(TraceError) as caught:
+        read_trace([header])
+
+    assert "line 1: " in caught.value.message
+    assert rule in caught.value.message
+
+
+def test_a_trace_of_format_1_is_read() -> None:
+    """As version 0.1.0 wrote it (the example of its docs/cli.md)."""
+    trace = read_trace(
+        [
+            b'{"type":"header","format":1,"vmmsim":"0.1.0","guest":"echo","backend":"kvm","provenance":"kvm/pvm"}',
+            b'{"type":"exit","n":1,"kind":"mmio_read","address":4096,"size":1,"value":109}',
+            b'{"type":"end","n":1,"kind":"halt","detail":"halt","rip":31790}',
+        ]
+    )
+
+    assert (trace.header.format, trace.header.detailed) == (1, False)
+    assert trace.exits == (ExitRecord(1, "mmio_read", 4096, 1, 109),)
+    assert trace.end == End(1, "halt", "halt", 31790)
+
+
+def test_a_file_that_was_cut_is_read_up_to_there(tmp_path: Path) -> None:
+    whole = b"\n".join(GOOD) + b"\n"
+    file = tmp_path / "t"
+    head = len(GOOD[0]) + 1
+    for at in range(head, len(whole)):
+        file.write_bytes(whole[:at])
+        trace = read_trace(file)
+        assert len(trace.exits) == (at >= head + len(GOOD[1]))
+        assert (trace.end is not None) == (at == len(whole) - 1)
+
+
+# -- any trace, any damage
+
+_M64 = st.integers(0, (1 << 64) - 1)
+_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+_REGS = st.dictionaries(st.sampled_from(REGISTERS), _M64, max_size=3)
+_NS = st.integers(0, 1 << 61)
+_LEAF = st.none() | st.booleans() | st.integers(-(1 << 62), 1 << 62) | _TEXT
+_STATE = st.dictionaries(
+    _TEXT, st.recursive(_LEAF, lambda s: st.lists(s, max_size=2), max_leaves=4), max_size=3
+)
+
+
+@st.composite
+def changes(draw: st.DrawFn) -> MemoryChange:
+    old = draw(st.binary(min_size=1, max_size=9))
+    new = draw(st.binary(min_size=len(old), max_size=len(old)))
+    more = draw(st.integers(0, 9))
+    return MemoryChange(draw(st.integers(0, 1 << 40)), len(old) + more, old.hex(), new.hex())
+
+
+@st.composite
+def traces(draw: st.DrawFn) -> Trace:
+    header = Header(
+        guest=draw(_TEXT), backend="unicorn", provenance="p", detailed=True, cpus=2, clock="exits",
+        devices=(DeviceInfo("uart", "port", 0x3F8, 8, "16550A"),), regions=(RegionInfo(0, 4096),),
+        start=draw(_REGS),
+    )  # fmt: skip
+    records: list[ExitRecord | Event | Jump | Code] = []
+    n = codes = 0
+    snapshots = [0]
+    for what in draw(st.lists(st.sampled_from(["exit", "event", "code", "snapshot", "restore"]), max_size=8)):
+        looked = draw(st.booleans())
+        place: dict[str, object] = {
+            "cpu": draw(st.integers(0, 1)), "rip": draw(st.none() | _M64), "guest_ns": draw(_NS),
+            "vmm_ns": draw(_NS), "regs": draw(_REGS), "code": draw(st.integers(0, codes)),
+            "then": draw(_TEXT), "looked": looked,
+            "memory": tuple(draw(st.lists(changes(), max_size=2))) if looked else (),
+        }  # fmt: skip
+        if what == "exit":
+            n += 1
+            cls, address, size, value = draw(accesses())
+            state = draw(_STATE) if looked else {}
+            records.append(
+                ExitRecord(
+                    n, cls.kind, address, size, value,  # type: ignore[arg-type]
+                    device=draw(_TEXT), output=draw(_TEXT), state=state, **place,  # type: ignore[arg-type]
+                )
+            )  # fmt: skip
+        elif what == "event":
+            records.append(Event(n, "halt", draw(_TEXT), **place))  # type: ignore[arg-type]
+        elif what == "code":
+            codes += 1
+            here = draw(st.integers(0, 1 << 40))
+            records.append(Code(codes, here, (CodeLine(here, "0f0b", draw(_TEXT)),)))
+        elif what == "snapshot":
+            snapshots.append(n)
+            records.append(Jump(n, "snapshot", len(snapshots) - 1, n, draw(_TEXT)))
+        else:
+            number = draw(st.integers(0, len(snapshots) - 1))
+            records.append(Jump(n, "restore", number, snapshots[number], regs=draw(_REGS)))
+    end = draw(st.none() | st.just(End(n, "halt", "", 7, cut=True)))
+    return Trace(header, tuple(records), end)
+
+
+@given(traces())
+def test_any_trace_is_read_back_as_it_was(trace: Trace) -> None:
+    assert read_trace(b"".join(trace_lines(trace)).splitlines(keepends=True)) == trace
+
+
+@given(traces(), st.data())
+def test_no_damage_gets_past_the_reader(trace: Trace, data: st.DataObject) -> None:
+    """Bytes put in, taken away, or swapped for those of another place: an error of the reader's, or a
+    trace that keeps to the rules."""
+    raw = b"".join(trace_lines(trace))
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(raw)))
+        gone = data.draw(st.integers(0, 20))
+        begin = data.draw(st.integers(0, len(raw)))
+        noise = data.draw(st.binary(max_size=6) | st.just(raw[begin : begin + 20]))
+        raw = raw[:at] + noise + raw[at + gone :]
+    try:
+        found = read_trace(raw.splitlines(keepends=True))
+    except TraceError:
+        return
+    again = b"".join(trace_lines(found))
+    assert read_trace(again.splitlines(keepends=True)) == found
 
 
 @given(st.binary(max_size=200), st.integers(0, 300))
@@ -131,3 +372,14 @@ def test_no_bytes_get_past_the_reader(noise: bytes, at: int) -> None:
 def test_a_file_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         read_trace(tmp_path / "none")
+
+
+def test_a_trace_is_known_by_its_beginning(tmp_path: Path) -> None:
+    file = tmp_path / "t"
+    file.write_bytes(written([]))
+    other = tmp_path / "o"
+    other.write_bytes(b'{"type":"recording"}')
+    assert is_trace(file)
+    assert not is_trace(other)
+    assert not is_trace(tmp_path / "none")
+    assert not is_trace(tmp_path)

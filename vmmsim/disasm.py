@@ -226,6 +226,18 @@ class ExitLocator:
         code = self.code.read(state, state.linear_rip - 1, 1)
         return Insn(state.linear_rip - 1, code, "hlt") if code == b"\xf4" else None
 
+    def lead(self, state: CpuState, end: int, count: int) -> list[Insn]:
+        """The `count` instructions before `end`, or fewer: none where no known boundary leads there."""
+        at = bisect_left(self._known, end)
+        best: list[Insn] = []
+        for start in reversed(self._known[max(0, at - _TRIES) : at]):
+            if end - start > count * _LONGEST or len(best) >= count:
+                break
+            found = self.code.decode(state, start, size=end - start, count=0)
+            if found and found[-1].end == end:
+                best = found
+        return best[-count:]
+
     def _before(self, state: CpuState, end: int) -> Insn | None:
         """The instruction that ends at `end`."""
         at = bisect_left(self._known, end)

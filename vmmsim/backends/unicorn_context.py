@@ -19,8 +19,9 @@ from unicorn.unicorn_py3.unicorn import Uc, UcError
 from ..cpu import msrs
 from ..cpu.state import CpuState, Events, FpuState, Registers, Segment, Table
 from ..errors import NotSupported
+from .unicorn_glance import HOOKED_SIZE
 from .unicorn_probe import ContextBytes, Layout, find_layout, prove
-from .unicorn_registers import RegisterAccess, scratch_engine
+from .unicorn_registers import RegisterAccess, quick, scratch_engine
 
 __all__ = ["NOT_HELD", "ContextCodec", "context_usable"]
 
@@ -77,6 +78,7 @@ class ContextCodec(RegisterAccess):
             )
         self.layout = layout
         self._context = ContextBytes(uc)
+        self._glance = self._context.data[layout.registers : layout.registers + HOOKED_SIZE]
 
     def error_code(self) -> int | None:
         """The error code of the exception just raised; 0 for one that has none."""
@@ -99,11 +101,15 @@ class ContextCodec(RegisterAccess):
         """Whether STI or MOV SS holds interrupts off at this boundary."""
         return bool(_INT.unpack_from(self._context.save(), self.layout.flags + 40)[0] & _HIDDEN_INHIBIT)
 
-    def lazy_flags(self) -> tuple[int, int, int, int]:
-        """What the engine computes the arithmetic flags from: RFLAGS as they were last, the result and the
-        source operand of the last operation, and which that was (CC_OP)."""
-        flags, result, source, _, operation, *_ = _FLAGS.unpack_from(self._context.save(), self.layout.flags)
-        return flags, result, source, operation
+    def lazy_source(self) -> int:
+        """The source operand of the operation that the engine computes the arithmetic flags from."""
+        source: int = _FLAGS.unpack_from(self._context.save(), self.layout.flags)[2]
+        return source
+
+    def glance(self) -> bytes:
+        """What `unicorn_glance` reads, where a hook is called before each instruction."""
+        quick.uc_context_save(self.engine, self._context._handle)
+        return self._glance.tobytes()
 
     def write_registers(self, registers: Registers) -> None:
         """General registers, RIP and RFLAGS; in an INTR hook it does not end the run."""

@@ -47,7 +47,7 @@ from ...exits import (
     Shutdown,
 )
 from ..unicorn_cut import MASK, AccessCutter
-from ..unicorn_lazy import STATUS, settled_already
+from ..unicorn_lazy import STATUS
 from ..unicorn_registers import quick
 from ..unicorn_vcpu import FOREVER, GP, INTERCEPTS, PAGE, check
 
@@ -311,11 +311,11 @@ class PortableVcpu(AccessCutter):
         return state
 
     def _settled(self, rflags: int) -> int:
-        """RFLAGS as read in a callback: see `unicorn_lazy`."""
-        flags, result, source, operation = self.codec.lazy_flags()
-        if source == flags & STATUS and settled_already(operation, source, result):
-            return rflags & ~STATUS | source
-        return rflags
+        """RFLAGS as read in a callback: see `unicorn_glance`."""
+        return rflags & ~STATUS | self.codec.lazy_source() & STATUS
+
+    def glance(self) -> bytes:
+        return self.codec.glance()
 
     def _kick(self) -> None:
         if self._counting:
