@@ -27,6 +27,7 @@ _GROUPS = (
     "bench_gdb",
     "bench_diff",
     "bench_fuzz",
+    "bench_explore",
 )
 
 
