@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,13 @@ from trace_tools import accesses, traces
 from vmmsim.errors import UsageError
 from vmmsim.exits import ACCESS_EXITS, Access, Halt
 from vmmsim.trace import (
+    REGISTERS,
+    Code,
     End,
+    Event,
     ExitRecord,
     Header,
+    Jump,
     Trace,
     TraceError,
     TraceWriter,
@@ -307,3 +312,27 @@ def test_a_trace_is_known_by_its_beginning(tmp_path: Path) -> None:
     assert not is_trace(other)
     assert not is_trace(tmp_path / "none")
     assert not is_trace(tmp_path)
+
+
+# -- the page of the format
+
+PAGE = Path(__file__).parent.parent / "docs" / "tracing.md"
+
+
+@pytest.mark.parametrize("record", [Header, ExitRecord, Event, Code, Jump, End], ids=lambda r: r.__name__)
+def test_the_page_has_each_field_of_each_record(record: type) -> None:
+    tag = record.__struct_config__.tag  # type: ignore[attr-defined]
+    part = PAGE.read_text(encoding="utf-8").split(f"### `{tag}`\n")[1].split("\n### ")[0]
+    rows = re.findall(r"^\| `(\w+)` \|", part, re.MULTILINE)
+    assert rows == list(record.__struct_fields__)  # type: ignore[attr-defined]
+
+
+def test_the_page_has_each_register() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    ranged = {"r", "cs", "ss", "ds", "es", "fs", "gs"}
+    for name in REGISTERS:
+        if (
+            not (name[0] == "r" and name not in ("rip", "rflags"))
+            and name.removesuffix("_base") not in ranged
+        ):
+            assert f"`{name}`" in text
