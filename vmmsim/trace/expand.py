@@ -67,7 +67,9 @@ class _Expansion:
         self._names: dict[tuple[str, int], str] = {}
         self._n = 0
         self._snapshots = [0]
-        self._output = bytearray()
+        printed = recorder._output
+        #: (place, text), the last first.
+        self._output = list(zip(printed[::2], printed[1::2], strict=True))[::-1]
         self._look: Look | None = None
 
     def run(self, raw: list[Any], marks: list[Mark], limit: int) -> tuple[tuple[Item, ...], int, bool]:
@@ -76,7 +78,7 @@ class _Expansion:
         for place, what, cpu, value in marks:
             if place > end:
                 break
-            if place == end < len(raw) and what in ("look", "output"):
+            if place == end < len(raw) and what == "look":
                 break
             self._exits(raw, at, place)
             at = place
@@ -116,9 +118,8 @@ class _Expansion:
             regs |= _changed(known, look.registers)
             state, memory = look.state, look.memory
         output = ""
-        if self._output:
-            output = self._output.decode("latin-1")[:LONGEST_TEXT]
-            self._output.clear()
+        if self._output and self._output[-1][0] < self._n * WIDTH:
+            output = self._printed()
         if code > self._shown:
             self._show(code)
         key = (cls.space, address)
@@ -133,6 +134,13 @@ class _Expansion:
             )
         )  # fmt: skip
         known.resumed, known.last, known.thens = ended, len(self._records) - 1, 0
+
+    def _printed(self) -> str:
+        """What was printed by the access at hand."""
+        text = b""
+        while self._output and self._output[-1][0] < self._n * WIDTH:
+            text += self._output.pop()[1]
+        return text.decode("latin-1")[:LONGEST_TEXT]
 
     def _general(self, glance: bytes) -> tuple[int, ...]:
         registers = self._recorder._vcpus[0].glanced(glance)
@@ -162,8 +170,6 @@ class _Expansion:
             cpu.resumed += value
         elif what == "look":
             self._look = value
-        elif what == "output":
-            self._output += value
         elif what == "then":
             self._then(cpu, value)
         elif what == "event":

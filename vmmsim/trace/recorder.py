@@ -49,6 +49,7 @@ __all__ = ["LIMIT", "TraceRecorder"]
 LIMIT = 200_000
 #: Nanoseconds after which it is seen that the limit is reached; of code that is looked for, as of looks.
 _CHECK = 20_000_000
+_NEVER = 1 << 62
 _CODE_GRANT, _CODE_SHARE = 1_000_000_000, 4
 #: Ends of a run that are an event of the CPU's.
 _EVENTS = (FetchUnmapped, GuestException, Refused, Shutdown, Unsupported)
@@ -81,6 +82,8 @@ class TraceRecorder:
         self._header = header_of(machine, guest, state)
         self._raw: list[Any] = []
         self._marks: list[Mark] = []
+        #: What was printed, each time behind the place in the list of exits at which it was.
+        self._output: list[Any] = []
         self._codes = CodeWindows(machine.memory)
         self._codes.begin(state)
         self._looks = Looks(machine, memory=looks != "none")
@@ -95,7 +98,7 @@ class TraceRecorder:
         self._snapshots: dict[int, tuple[Any, int]] = {}
         self._taken = 0
         self._forget: list[Callable[[], None]] = [
-            machine.observe_output(self._printed),
+            self._hear_output(),
             machine.observe_halts(self._halted),
             machine.observe_travel(self._travelled),
             self._hear_interrupts(),
@@ -113,29 +116,32 @@ class TraceRecorder:
         vcpu: Any = self._vcpus[0] if len(self._vcpus) == 1 else _Current(processors)
         clock, extend = time.perf_counter_ns, self._raw.extend
         slow = self._slow
-        gate = self._gate = [0]
+        #: When the next exit is to be looked at, and a place in a closure, where it is found fastest.
+        gate = 0
 
         def wrap(cls: type[Access], answer: Callable[..., Any]) -> Callable[..., Any]:
             find = self._known[cls].get
 
             def read(address: int, size: int) -> int:
+                nonlocal gate
                 began = clock()
                 value: int = answer(address, size)
                 glance = vcpu.glance()
                 code = find(glance[128:136])
-                if code is None or began >= gate[0]:
-                    slow(cls, began, clock(), glance, address, size, value)
+                if code is None or began >= gate:
+                    gate = slow(cls, began, clock(), glance, address, size, value)
                 else:
                     extend((began, clock(), cls, processors.current, glance, code, address, size, value))
                 return value
 
             def write(address: int, size: int, value: int) -> None:
+                nonlocal gate
                 began = clock()
                 answer(address, size, value)
                 glance = vcpu.glance()
                 code = find(glance[128:136])
-                if code is None or began >= gate[0]:
-                    slow(cls, began, clock(), glance, address, size, value)
+                if code is None or began >= gate:
+                    gate = slow(cls, began, clock(), glance, address, size, value)
                 else:
                     extend((began, clock(), cls, processors.current, glance, code, address, size, value))
 
@@ -168,14 +174,15 @@ class TraceRecorder:
         address: int,
         size: int,
         value: int,
-    ) -> None:
-        """An exit that is looked at, whose code is not known yet, or at which the limit is."""
+    ) -> int:
+        """An exit that is looked at, whose code is not known yet, or at which the limit is. When the next
+        is to be looked at."""
         if self.cut:
-            return
+            return _NEVER
         if len(self._raw) >= self._limit * WIDTH:
             self.cut = True
             self._machine.between(self._detach)
-            return
+            return _NEVER
         known, rip, cpu = self._known[cls], glance[128:136], self._machine.processors.current
         looked = began >= self._budget.at
         code = known.get(rip)
@@ -197,7 +204,7 @@ class TraceRecorder:
         now = time.perf_counter_ns()
         if spent is not None:
             self._mark("spent", cpu, now - spent)
-        self._gate[0] = min(self._budget.at, now + _CHECK)
+        return min(self._budget.at, now + _CHECK)
 
     def _code_due(self, now: int) -> bool:
         return self._code_spent < _CODE_GRANT + (now - self._began) // _CODE_SHARE
@@ -225,12 +232,13 @@ class TraceRecorder:
     # -- what is rare
 
     def _mark(self, what: str, cpu: int, value: Any) -> None:
-        """`value` belongs behind what is in the list now; `look` and `output` to what comes next."""
+        """`value` belongs behind what is in the list now, a `look` to what comes next."""
         self._marks.append((len(self._raw), what, cpu, value))
 
-    def _printed(self, data: bytes) -> None:
-        if not self.cut:
-            self._mark("output", 0, data)
+    def _hear_output(self) -> Callable[[], None]:
+        """Of a guest that prints it is half of the exits: flat, too."""
+        extend, place = self._output.extend, self._raw.__len__
+        return self._machine.observe_output(lambda data: extend((place(), data)))
 
     def _halted(self, number: int) -> None:
         if not self.cut:
