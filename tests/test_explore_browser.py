@@ -118,6 +118,8 @@ def test_a_click_selects(at: Browser, run_page: bytes) -> None:
     assert chosen(at) == "#6"
     at.click("#details [aria-label='Next exit']")
     assert chosen(at) == "#7"
+    at.keys("\ue007", "\ue007")  # the button that was pressed keeps the focus
+    assert chosen(at) == "#9"
 
 
 def test_jumps_in_time_are_stations(at: Browser, run_page: bytes) -> None:

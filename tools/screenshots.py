@@ -22,7 +22,7 @@ from vmmsim.trace.records import ExitRecord, Jump, Trace
 
 #: What is played: the alphabet, twice, and the full stop that ends the game.
 _LETTERS = b"abcdefghijklmnopqrstuvwxyz" * 2 + b"."
-_WIDTH, _HEIGHT = 1280, 900
+_WIDTH, _HEIGHT = 1280, 960
 #: A canvas is painted in the next frame; what is chosen scrolls into sight in the one after.
 _FRAMES = "return new Promise((done) => setTimeout(done, 400))"
 

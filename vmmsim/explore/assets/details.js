@@ -7,7 +7,18 @@ class Details {
     this.place = $("details");
   }
 
+  /** Show a place. Who steps by a button here finds it again: its successor has the focus. */
   show(place) {
+    const within = this.place.contains(document.activeElement) && document.activeElement !== this.place;
+    const label = within ? document.activeElement.getAttribute("aria-label") : null;
+    const alike = () =>
+      [...this.place.querySelectorAll("[aria-label]")].filter((each) => each.ariaLabel === label);
+    const index = label ? alike().indexOf(document.activeElement) : 0;
+    this.#render(place);
+    if (within) ((label && alike()[index]) || this.place).focus({ preventScroll: true });
+  }
+
+  #render(place) {
     const view = this.view;
     if (place < 0) {
       this.place.replaceChildren(
