@@ -321,6 +321,8 @@ def test_the_first_difference(left: list[int], right: list[int]) -> None:
         (End(2, "halt"), End(2, "shutdown"), 3, "A ended with halt, B with shutdown"),
         (End(2, "halt"), None, None, "not both runs were recorded to their end"),
         (End(2, "halt", cut=True), End(2, "shutdown"), None, "not both runs were recorded to their end"),
+        (End(2, "budget"), End(2, "budget"), None, "not both runs were recorded to their end"),
+        (End(2, "cancelled"), End(2, "halt"), None, "not both runs were recorded to their end"),
     ],
 )
 def test_how_runs_ended(left: End | None, right: End | None, first: int | None, words: str) -> None:

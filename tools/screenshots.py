@@ -1,4 +1,4 @@
-"""Writes the pictures of docs/explorer.md: `guess --cheat` in the exit explorer, as headless Chromium shows it.
+"""Writes the pictures of docs/explorer.md: `guess --cheat` in the exit explorer, in headless Chromium.
 
 Run it where chromium and selenium are: `python tools/screenshots.py [FOLDER]`.
 """
@@ -8,8 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from browser import Browser, browser, why_not
 
@@ -52,7 +51,7 @@ def main() -> int:
     if reason:
         print(f"screenshots: {reason}", file=sys.stderr)
         return 1
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "images"
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1] / "docs" / "images"
     folder.mkdir(parents=True, exist_ok=True)
     trace = game("unicorn")
     back = next(record for record in trace.records if isinstance(record, Jump) and record.what == "restore")

@@ -104,7 +104,7 @@ class Details {
           "p",
           {},
           "It has the accesses only. For registers, code, times, devices and memory record the run with ",
-          el("code", { text: "vmmsim trace" }),
+          el("code", { text: "vmmsim trace GUEST -o FILE.html" }),
           ".",
         ),
       ),
