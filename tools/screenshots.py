@@ -11,30 +11,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from browser import Browser, browser, why_not
+from explore_tools import game
 
-from vmmsim import Machine, guests
 from vmmsim.explore import page
-from vmmsim.snapshot.cheat import TimeMachine
-from vmmsim.streams.sources import BytesSource
-from vmmsim.trace.recorder import TraceRecorder
-from vmmsim.trace.records import ExitRecord, Jump, Trace
+from vmmsim.trace.records import ExitRecord, Jump
 
-#: What is played: the alphabet, twice, and the full stop that ends the game.
-_LETTERS = b"abcdefghijklmnopqrstuvwxyz" * 2 + b"."
 _WIDTH, _HEIGHT = 1280, 960
 #: A canvas is painted in the next frame; what is chosen scrolls into sight in the one after.
 _FRAMES = "return new Promise((done) => setTimeout(done, 400))"
-
-
-def game(backend: str, *, seed: int = 7) -> Trace:
-    """The detailed trace of a game in which time goes back whenever it was lost."""
-    cheat = guests.load("guess").manifest.cheat
-    assert cheat is not None
-    with Machine.for_guest("guess", backend=backend, seed=seed, source=BytesSource(_LETTERS)) as machine:
-        recorder = TraceRecorder(machine, guest="guess")
-        TimeMachine(machine, begin=cheat.begin, lost=cheat.lost)
-        recorder.begin()
-        return recorder.finish(machine.run())
 
 
 def take(at: Browser, made: bytes, hash: str, scheme: str, file: Path) -> None:

@@ -259,7 +259,8 @@ class Details {
     const following = run.following(row);
     for (const next of following) {
       const text = rowText(run, next);
-      items.push(el("li", {}, this.#link(run, next, `${text.kind} ${text.where}`)));
+      const words = run.type[next] === END ? "ended the run" : `${text.kind} ${text.where}`;
+      items.push(el("li", {}, this.#link(run, next, words)));
     }
     if (!following.length && row === run.length - 1)
       items.push(
