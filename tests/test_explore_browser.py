@@ -147,8 +147,21 @@ def test_a_link_leads_to_an_exit(at: Browser, run_page: bytes) -> None:
     assert at.js("return document.getElementById('q').value") == ""
 
 
+def test_a_link_keeps_what_is_hidden(at: Browser, run_page: bytes) -> None:
+    at.open(run_page)
+    at.click(f"#devices .chip:nth-child({at.texts('#devices .chip-name').index('nobody') + 1})")
+    at.click(f"#kinds .chip:nth-child({at.texts('#kinds .chip-name').index('mmio write') + 1})")
+    shown = at.text("#count")
+    at.wait("return location.hash.includes('without')")
+    hash = at.js("return location.hash")
+    at.open(run_page, hash)
+    assert at.text("#count") == shown
+    assert at.texts("#kinds [aria-pressed=false] .chip-name") == ["mmio write"]
+    assert at.texts("#devices [aria-pressed=false] .chip-name") == ["nobody"]
+
+
 @pytest.mark.parametrize(
-    "hash", ["#exit=999999", "#exit=-1", "#row=0", "#exit=%00", "#q=%22", "#hide=nonsense"]
+    "hash", ["#exit=999999", "#exit=-1", "#row=0", "#exit=%00", "#q=%22", "#hide=%25zz", "#q=addr:x", "#%"]
 )
 def test_a_bad_link_is_no_error(at: Browser, run_page: bytes, hash: str) -> None:
     at.open(run_page, hash)
