@@ -12,6 +12,7 @@ const LANE = 20,
 /** The style's colours as the canvas wants them, for the scheme that is shown now. */
 function palette() {
   const probe = (palette.probe ??= document.body.appendChild(el("span", { hidden: true })));
+  probe.style.forcedColorAdjust = "none";
   const get = (name) => {
     probe.style.color = `var(--${name})`;
     return getComputedStyle(probe).color;

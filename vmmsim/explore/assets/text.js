@@ -39,7 +39,8 @@ const visible = (text) => text.replace(HIDDEN_ALL, shown);
 /** The same, but lines stay lines, and tabs tabs. */
 const visibleLines = (text) => text.replace(/\r\n/g, "\n").replace(HIDDEN_BUT_LINES, shown);
 
-const number = (value) => value.toLocaleString("en-US");
+const NUMBERS = new Intl.NumberFormat("en-US");
+const number = (value) => NUMBERS.format(value);
 
 const plural = (count, one, many = one + "s") => `${number(count)} ${count === 1 ? one : many}`;
 
