@@ -8,8 +8,9 @@ A page is run from top to bottom in an empty directory. What a fence holds decid
               and `# exit code N` behind a command says how it ends if that is not 0
     sh        commands with nothing to compare; only the quick start, which .ci/run runs
 
-A comment `<!-- file: NAME -->` before a fence stores its text as NAME (a .py is not run then), and
-`<!-- on: NAME -->` keeps an example to one backend. Where a page says "unicorn" the run on KVM says "kvm".
+A comment `<!-- file: NAME -->` before a fence stores its text as NAME (a .py is not run then),
+`<!-- on: NAME -->` keeps an example to one backend, and `<!-- needs: COMMAND -->` to hosts that have
+that command. Where a page says "unicorn" the run on KVM says "kvm".
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import doctest
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import traceback
@@ -30,13 +32,17 @@ from typing import Any, NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _FENCE = re.compile(
     r"(?P<notes>(?:^<!-- [^\n]* -->\n)*)^```(?P<lang>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
-_NOTE = re.compile(r"<!-- (on|file): (\S+) -->")
+_NOTE = re.compile(r"<!-- (on|file|needs): (\S+) -->")
 _OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 _RUN = ("pycon", "python", "console")
+
+
+def page_id(page: Path) -> str:
+    return page.relative_to(ROOT).with_suffix("").as_posix().removeprefix("docs/")
 
 
 class Example(NamedTuple):
@@ -131,7 +137,7 @@ def _pages_with_examples() -> list[Path]:
 
 
 @pytest.mark.timeout(110)
-@pytest.mark.parametrize("page", _pages_with_examples(), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", _pages_with_examples(), ids=page_id)
 def test_examples(page: Path, backend_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = list(examples(page))
     if any("vmmsim asm" in example.text for example in found if example.lang == "console"):
@@ -151,18 +157,20 @@ def test_examples(page: Path, backend_name: str, tmp_path: Path, monkeypatch: py
                 continue
         if example.lang not in _RUN or example.notes.get("on", backend_name) != backend_name:
             continue
+        if "needs" in example.notes and shutil.which(example.notes["needs"]) is None:
+            continue
         text = re.sub(r'(open_backend\(|backend=)"unicorn"', rf'\1"{backend_name}"', example.text)
         problem = _RUNNERS[example.lang](example, text, names, page)
         assert problem is None, f"{page.name}:{example.line}\n{problem}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_every_fence_says_what_it_is(page: Path) -> None:
     known = {*_RUN, "sh", "text", "nasm", "yaml", "{toctree}"}
     assert [e.line for e in examples(page) if e.lang not in known] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_links_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     targets = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text)

@@ -55,5 +55,11 @@ def test_the_reference_has_every_key_of_the_json_object(backend_name: str) -> No
 
 
 def test_every_page_is_in_the_contents() -> None:
-    contents = re.findall(r"^([a-z-]+)$", read("index.md"), re.MULTILINE)
-    assert sorted(contents) == sorted(page.stem for page in DOCS.glob("*.md") if page.stem != "index")
+    contents = [
+        (page.parent / entry).relative_to(DOCS).as_posix()
+        for page in DOCS.rglob("*.md")
+        for fence in re.findall(r"^```\{toctree\}\n(.*?)^```$", page.read_text("utf-8"), re.M | re.S)
+        for entry in re.findall(r"^([a-z0-9/-]+)$", fence, re.M)
+    ]
+    pages = [page.relative_to(DOCS).with_suffix("").as_posix() for page in DOCS.rglob("*.md")]
+    assert sorted([*contents, "index"]) == sorted(pages)
