@@ -63,6 +63,8 @@ class Insn(msgspec.Struct, frozen=True):
         name = words[0] if words else ""
         if exit.space == "port":
             return name.startswith("out" if exit.is_write else "in") and not name.startswith(("int", "inc"))
+        if exit.space == "msr":
+            return name == ("wrmsr" if exit.is_write else "rdmsr")
         return self.memory_operand or name.startswith(_IMPLICIT)
 
 

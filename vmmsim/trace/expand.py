@@ -102,7 +102,8 @@ class _Expansion:
             general = self._general(glance)
         else:
             general = known.general
-        general = self._at(general, glance, cls, code)
+        general = self._at(known, general, glance, cls, code)
+        rip = general[_RIP] if code or self._behind or not cls.is_write else None
         if general != known.general:
             regs = {
                 name: new for name, new, old in zip(_NAMES, general, known.general, strict=True) if new != old
@@ -126,7 +127,7 @@ class _Expansion:
             device = self._names[key] = self._recorder._find(cls, address)
         self._records.append(
             ExitRecord(
-                self._n, cls.kind, address, size, value, cpu, general[_RIP], device,
+                self._n, cls.kind, address, size, value, cpu, rip, device,
                 max(0, began - known.resumed), ended - began, regs, code, output, "", look is not None,
                 state, memory,
             )
@@ -138,11 +139,14 @@ class _Expansion:
         values: tuple[int, ...] = msgspec.structs.astuple(registers)
         return values
 
-    def _at(self, general: tuple[int, ...], glance: bytes, cls: Any, code: int) -> tuple[int, ...]:
+    def _at(
+        self, known: _Cpu, general: tuple[int, ...], glance: bytes, cls: Any, code: int
+    ) -> tuple[int, ...]:
         """With RIP as an exit shows it: behind the instruction at a write."""
         if not cls.is_write or self._behind or cls.space == "msr":
             return general
-        rip = int.from_bytes(glance[128:136], "little") + self._steps[code]
+        # Of an instruction that is not known it is not known how long it is: RIP is as it was.
+        rip = int.from_bytes(glance[128:136], "little") + self._steps[code] if code else known.general[_RIP]
         return (*general[:_RIP], rip, *general[_RIP + 1 :])
 
     def _show(self, code: int) -> None:
