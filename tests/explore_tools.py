@@ -7,7 +7,14 @@ from typing import Any
 import msgspec
 from browser import Browser
 
+from vmmsim import Machine, guests
+from vmmsim.snapshot.cheat import TimeMachine
+from vmmsim.streams.sources import BytesSource
+from vmmsim.trace.recorder import TraceRecorder
 from vmmsim.trace.records import ExitRecord, Trace
+
+#: What is played: the alphabet, twice, and the full stop that ends the game.
+_LETTERS = b"abcdefghijklmnopqrstuvwxyz" * 2 + b"."
 
 
 def chosen(at: Browser) -> str:
@@ -52,3 +59,14 @@ def changed(trace: Trace, n: int, **fields: Any) -> Trace:
         for record in trace.records
     )
     return msgspec.structs.replace(trace, records=records)
+
+
+def game(backend: str, *, seed: int = 7) -> Trace:
+    """The detailed trace of a game in which time goes back whenever it was lost."""
+    cheat = guests.load("guess").manifest.cheat
+    assert cheat is not None
+    with Machine.for_guest("guess", backend=backend, seed=seed, source=BytesSource(_LETTERS)) as machine:
+        recorder = TraceRecorder(machine, guest="guess")
+        TimeMachine(machine, begin=cheat.begin, lost=cheat.lost)
+        recorder.begin()
+        return recorder.finish(machine.run())

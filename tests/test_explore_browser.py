@@ -8,7 +8,7 @@ from collections import Counter
 import msgspec
 import pytest
 from browser import Browser
-from explore_tools import changed, chosen, matches, search
+from explore_tools import changed, chosen, game, matches, search
 from explore_traces import detailed, header
 
 from vmmsim.explore import page
@@ -118,6 +118,8 @@ def test_a_click_selects(at: Browser, run_page: bytes) -> None:
     assert chosen(at) == "#6"
     at.click("#details [aria-label='Next exit']")
     assert chosen(at) == "#7"
+    at.keys("\ue007", "\ue007")  # the button that was pressed keeps the focus
+    assert chosen(at) == "#9"
 
 
 def test_jumps_in_time_are_stations(at: Browser, run_page: bytes) -> None:
@@ -145,8 +147,21 @@ def test_a_link_leads_to_an_exit(at: Browser, run_page: bytes) -> None:
     assert at.js("return document.getElementById('q').value") == ""
 
 
+def test_a_link_keeps_what_is_hidden(at: Browser, run_page: bytes) -> None:
+    at.open(run_page)
+    at.click(f"#devices .chip:nth-child({at.texts('#devices .chip-name').index('nobody') + 1})")
+    at.click(f"#kinds .chip:nth-child({at.texts('#kinds .chip-name').index('mmio write') + 1})")
+    shown = at.text("#count")
+    at.wait("return location.hash.includes('without')")
+    hash = at.js("return location.hash")
+    at.open(run_page, hash)
+    assert at.text("#count") == shown
+    assert at.texts("#kinds [aria-pressed=false] .chip-name") == ["mmio write"]
+    assert at.texts("#devices [aria-pressed=false] .chip-name") == ["nobody"]
+
+
 @pytest.mark.parametrize(
-    "hash", ["#exit=999999", "#exit=-1", "#row=0", "#exit=%00", "#q=%22", "#hide=nonsense"]
+    "hash", ["#exit=999999", "#exit=-1", "#row=0", "#exit=%00", "#q=%22", "#hide=%25zz", "#q=addr:x", "#%"]
 )
 def test_a_bad_link_is_no_error(at: Browser, run_page: bytes, hash: str) -> None:
     at.open(run_page, hash)
@@ -160,6 +175,7 @@ QUERIES = {
     "kind:mmio_write": lambda e: e.kind == "mmio_write",
     "kind:write": lambda e: e.kind.endswith("write"),
     "device:uart": lambda e: e.device == "uart",
+    "device:out": lambda e: e.device == "char-out",
     "addr:0x3f8": lambda e: e.address == 0x3F8,
     "addr:0x1000-0x1fff": lambda e: 0x1000 <= e.address <= 0x1FFF,
     "value:0x41-90": lambda e: 0x41 <= e.value <= 90,
@@ -328,20 +344,43 @@ def test_a_way_back_to_what_was_undone(at: Browser) -> None:
     assert matches(at, "is:undone") == {3, 4}
 
 
-def test_the_timeline_draws_the_way_back(at: Browser, run_page: bytes) -> None:
-    """Pixels of the jumps' colour above the lanes, up to the last restore, and none behind."""
-    at.open(run_page)
-    count = (
-        "const c = document.getElementById('canvas'), [r, g, b] = arguments[2];"
+def arcs(at: Browser, share: float) -> int:
+    """Pixels of the jumps' colour above the lanes, in a narrow column at that share of the width."""
+    found = at.js(
+        "const c = document.getElementById('canvas');"
         "const d = c.getContext('2d').getImageData(arguments[0] * c.width, 2, 4, 50).data; let n = 0;"
         "for (let i = 0; i < d.length; i += 4)"
-        "  if (Math.abs(d[i] - r) + Math.abs(d[i + 1] - g) + Math.abs(d[i + 2] - b) < 60) n++;"
-        "return n"
+        "  if (Math.abs(d[i] - 0xb3) + Math.abs(d[i + 1] - 0x47) + Math.abs(d[i + 2]) < 60) n++;"
+        "return n",
+        share,
     )
-    colour = [0xB3, 0x47, 0x00]
-    assert at.js(count, 0.5, 0, colour) > 4
-    assert at.js(count, 0.97, 0, colour) == 0
     at.log()  # Chromium's advice for who reads a canvas often
+    return int(found)
+
+
+def test_the_timeline_draws_the_way_back(at: Browser, run_page: bytes) -> None:
+    """There are arcs up to the last restore, and none behind it."""
+    at.open(run_page)
+    assert arcs(at, 0.5) > 4
+    assert arcs(at, 0.97) == 0
+
+
+@pytest.mark.timeout(60)
+def test_the_cheat_at_a_glance(at: Browser, backend_name: str) -> None:
+    """`guess --cheat` on every CPU: an arc for each game that was lost, and the player never loses."""
+    trace = game(backend_name)
+    back = [record for record in trace.records if isinstance(record, Jump) and record.what == "restore"]
+    assert len(back) > 2
+    at.open(page(trace), "#exit=999999")
+    assert f"{len(back)} × back" in at.text("#facts")
+    labels = at.texts(".jump-button")
+    assert [text for text in labels if text.startswith("↶")] == [f"↶ {j.n:,} → {j.to:,}" for j in back]
+    middle = (back[0].n + back[0].to) / 2 / len(trace.exits)
+    assert arcs(at, 0.08 + 0.92 * middle) > 4
+    assert "0 lost" in at.text(".console")
+    at.js("location.hash = `#exit=${arguments[0]}`", back[0].n)
+    at.wait("return document.querySelector('.undone-note') !== null")
+    assert f"back in time to behind exit {back[0].to:,}" in at.text(".then")
 
 
 def test_the_timeline_by_mouse(at: Browser, run_page: bytes) -> None:

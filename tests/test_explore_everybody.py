@@ -98,3 +98,11 @@ def test_buttons_and_fields_have_names(at: Browser, run_page: bytes) -> None:
     assert nameless == []
     ids = at.js("return [...document.querySelectorAll('[id]')].map((e) => e.id)")
     assert len(ids) == len(set(ids))
+
+
+def test_the_selection_is_seen_in_colours_of_ones_own(at: Browser, run_page: bytes) -> None:
+    """Where the reader's system forces its colours, backgrounds are gone."""
+    at.open(run_page)
+    at.cdp("Emulation.setEmulatedMedia", features=[{"name": "forced-colors", "value": "active"}])
+    assert at.js("return matchMedia('(forced-colors: active)').matches")
+    assert at.js("return getComputedStyle(document.querySelector('#rows .selected')).outlineStyle") == "solid"

@@ -10,8 +10,10 @@ import zlib
 from html.parser import HTMLParser
 from importlib.resources import files
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import browser
 import pytest
 from explore_traces import HOSTILE, detailed, header, hostile, plain
 from hypothesis import given, settings
@@ -142,6 +144,11 @@ def test_assets_are_where_a_wheel_has_them() -> None:
     from vmmsim.explore.document import SCRIPTS, STYLES
 
     assert names == {"shell.html", *SCRIPTS, *STYLES}
+
+
+def test_without_a_browser_there_is_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(browser, "DRIVER", tmp_path / "chromedriver")
+    assert "apt install chromium chromium-driver" in browser.why_not()
 
 
 # -- the data --------------------------------------------------------------------------------------
@@ -321,6 +328,8 @@ def test_the_first_difference(left: list[int], right: list[int]) -> None:
         (End(2, "halt"), End(2, "shutdown"), 3, "A ended with halt, B with shutdown"),
         (End(2, "halt"), None, None, "not both runs were recorded to their end"),
         (End(2, "halt", cut=True), End(2, "shutdown"), None, "not both runs were recorded to their end"),
+        (End(2, "budget"), End(2, "budget"), None, "not both runs were recorded to their end"),
+        (End(2, "cancelled"), End(2, "halt"), None, "not both runs were recorded to their end"),
     ],
 )
 def test_how_runs_ended(left: End | None, right: End | None, first: int | None, words: str) -> None:

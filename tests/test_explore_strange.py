@@ -88,7 +88,7 @@ def test_a_hostile_trace_is_text(at: Browser) -> None:
         assert text in details
     # What is invisible is made visible, and nothing turns the direction of the text around.
     console = at.js("return document.querySelector('.console').textContent")
-    assert "\\u{202e}gnp.exe\\u{2066}\\u{200b}\u2400\u241b[31m\u2407?" in console
+    assert "\\u{202e}gnp.exe\\u{2066}\\u{200b}\\x00\\x1b[31m\\x07?" in console
     assert not any(character in console for character in "\u202e\u2066\u200b\x00\x1b")
     assert at.js("return document.documentElement.scrollWidth <= innerWidth")
 

@@ -1,4 +1,4 @@
-"""Writes the pictures of docs/explorer.md: `guess --cheat` in the exit explorer, as headless Chromium shows it.
+"""Writes the pictures of docs/explorer.md: `guess --cheat` in the exit explorer, in headless Chromium.
 
 Run it where chromium and selenium are: `python tools/screenshots.py [FOLDER]`.
 """
@@ -8,34 +8,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from browser import Browser, browser, why_not
+from explore_tools import game
 
-from vmmsim import Machine, guests
 from vmmsim.explore import page
-from vmmsim.snapshot.cheat import TimeMachine
-from vmmsim.streams.sources import BytesSource
-from vmmsim.trace.recorder import TraceRecorder
-from vmmsim.trace.records import ExitRecord, Jump, Trace
+from vmmsim.trace.records import ExitRecord, Jump
 
-#: What is played: the alphabet, twice, and the full stop that ends the game.
-_LETTERS = b"abcdefghijklmnopqrstuvwxyz" * 2 + b"."
-_WIDTH, _HEIGHT = 1280, 900
+_WIDTH, _HEIGHT = 1280, 960
 #: A canvas is painted in the next frame; what is chosen scrolls into sight in the one after.
 _FRAMES = "return new Promise((done) => setTimeout(done, 400))"
-
-
-def game(backend: str, *, seed: int = 7) -> Trace:
-    """The detailed trace of a game in which time goes back whenever it was lost."""
-    cheat = guests.load("guess").manifest.cheat
-    assert cheat is not None
-    with Machine.for_guest("guess", backend=backend, seed=seed, source=BytesSource(_LETTERS)) as machine:
-        recorder = TraceRecorder(machine, guest="guess")
-        TimeMachine(machine, begin=cheat.begin, lost=cheat.lost)
-        recorder.begin()
-        return recorder.finish(machine.run())
 
 
 def take(at: Browser, made: bytes, hash: str, scheme: str, file: Path) -> None:
@@ -52,7 +35,7 @@ def main() -> int:
     if reason:
         print(f"screenshots: {reason}", file=sys.stderr)
         return 1
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "images"
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1] / "docs" / "images"
     folder.mkdir(parents=True, exist_ok=True)
     trace = game("unicorn")
     back = next(record for record in trace.records if isinstance(record, Jump) and record.what == "restore")

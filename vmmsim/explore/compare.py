@@ -35,25 +35,36 @@ def compare(left: Trace, right: Trace) -> dict[str, Any]:
     rest = (list(a), list(b))
     alike = comparer.feed(*rest)
     same = comparer.count
+    ends = _end(left), _end(right)
     first: int | None = None
     if not alike:
         first = same + 1
         why = f"access {first} differs: {step_line(rest[0][0])} in A, {step_line(rest[1][0])} in B"
     elif len(a) != len(b):
-        short, name, other = (left, "A", "B") if len(a) < len(b) else (right, "B", "A")
-        if short.end is None or short.end.cut:
-            why = f"no difference in the {same:,} accesses that both traces have; {name}'s stops there"
-        else:
+        end, name, other = (ends[0], "A", "B") if len(a) < len(b) else (ends[1], "B", "A")
+        if end:
             first = same + 1
-            why = f"{name} ended after {same:,} accesses ({short.end.kind}), {other} went on"
-    elif left.end is None or right.end is None or left.end.cut or right.end.cut:
+            why = f"{name} ended after {same:,} accesses ({end}), {other} went on"
+        else:
+            why = f"no difference in the {same:,} accesses that both traces have; {name}'s stops there"
+    elif not all(ends):
         why = f"no difference in {same:,} accesses; not both runs were recorded to their end"
-    elif left.end.kind != right.end.kind:
+    elif ends[0] != ends[1]:
         first = same + 1
-        why = f"all {same:,} accesses are the same, but A ended with {left.end.kind}, B with {right.end.kind}"
+        why = f"all {same:,} accesses are the same, but A ended with {ends[0]}, B with {ends[1]}"
     else:
-        why = f"both runs are the same: {same:,} accesses, then {left.end.kind}"
+        why = f"both runs are the same: {same:,} accesses, then {ends[0]}"
     return {"same": same, "first": first, "why": why, "differ": differ}
+
+
+def _end(trace: Trace) -> str:
+    """How the run ended; "" where it went on, or could have, behind what was recorded."""
+    from ..exits import BudgetSpent, Cancelled
+
+    end = trace.end
+    if end is None or end.cut or end.kind in (BudgetSpent.kind, Cancelled.kind):
+        return ""
+    return end.kind
 
 
 def _runs(flags: list[bool]) -> list[int]:

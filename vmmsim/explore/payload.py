@@ -51,7 +51,7 @@ class _Packer:
         self._code_of: dict[int, int] = {0: 0}
         self._snapshots: dict[int, int] = {}
         # A device can answer in several spaces, at an address of its own in each.
-        self._devices = {(device.space, device.name): device for device in trace.header.devices}
+        self._devices = {f"{device.space} {device.name}": device for device in trace.header.devices}
         self._appends = [self.columns[name].append for name in _COLUMNS]
 
     def data(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class _Packer:
         strings = self.strings
         if e.regs:
             self._registers(e.regs)
-        device = self._devices.get((e.kind.partition("_")[0], e.device))
+        device = self._devices.get(f"{e.kind.partition('_')[0]} {e.device}")
         name = register_name(device, e.address, e.kind) if device is not None else ""
         look = self._look(device, e.state, e.memory) if e.looked else 0
         row = (

@@ -203,13 +203,13 @@ function consoleCard(run, row) {
   });
   if (cut) text.append(el("span", { class: "zeros", text: "…" }));
   // Neighbours that look alike are one element: a page of single letters would be slow.
-  let last = null;
+  const merged = [];
   for (const piece of pieces) {
     const kind = piece.here ? "here" : piece.undone ? "undone" : "";
-    const shownText = visibleLines(piece.text);
-    if (last && last.className === kind && !piece.here) last.textContent += shownText;
-    else text.append((last = el("span", { class: kind, text: shownText })));
+    if (merged.length && merged.at(-1).kind === kind) merged.at(-1).text += piece.text;
+    else merged.push({ kind, text: piece.text });
   }
+  text.append(...merged.map((piece) => el("span", { class: piece.kind, text: visibleLines(piece.text) })));
   text.append(el("span", { class: "caret", "aria-hidden": "true" }));
   const undone = pieces.some((piece) => piece.undone);
   requestAnimationFrame(() => {

@@ -7,7 +7,18 @@ class Details {
     this.place = $("details");
   }
 
+  /** Show a place. Who steps by a button here finds it again: its successor has the focus. */
   show(place) {
+    const within = this.place.contains(document.activeElement) && document.activeElement !== this.place;
+    const label = within ? document.activeElement.getAttribute("aria-label") : null;
+    const alike = () =>
+      [...this.place.querySelectorAll("[aria-label]")].filter((each) => each.ariaLabel === label);
+    const index = label ? alike().indexOf(document.activeElement) : 0;
+    this.#render(place);
+    if (within) ((label && alike()[index]) || this.place).focus({ preventScroll: true });
+  }
+
+  #render(place) {
     const view = this.view;
     if (place < 0) {
       this.place.replaceChildren(
@@ -93,7 +104,7 @@ class Details {
           "p",
           {},
           "It has the accesses only. For registers, code, times, devices and memory record the run with ",
-          el("code", { text: "vmmsim trace" }),
+          el("code", { text: "vmmsim trace GUEST -o FILE.html" }),
           ".",
         ),
       ),
@@ -248,7 +259,8 @@ class Details {
     const following = run.following(row);
     for (const next of following) {
       const text = rowText(run, next);
-      items.push(el("li", {}, this.#link(run, next, `${text.kind} ${text.where}`)));
+      const words = run.type[next] === END ? "ended the run" : `${text.kind} ${text.where}`;
+      items.push(el("li", {}, this.#link(run, next, words)));
     }
     if (!following.length && row === run.length - 1)
       items.push(

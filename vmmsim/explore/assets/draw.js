@@ -12,6 +12,7 @@ const LANE = 20,
 /** The style's colours as the canvas wants them, for the scheme that is shown now. */
 function palette() {
   const probe = (palette.probe ??= document.body.appendChild(el("span", { hidden: true })));
+  probe.style.forcedColorAdjust = "none";
   const get = (name) => {
     probe.style.color = `var(--${name})`;
     return getComputedStyle(probe).color;
@@ -309,7 +310,7 @@ function axis({ timeline, draw, colours, width, scale, view }, y) {
   for (let value = Math.ceil(from / step) * step; value <= to; value += step) {
     const place = time ? 0 : view.placeOfAccess(Math.max(1, value));
     const x = timeline.toX(time ? value : place + 0.5);
-    const text = time ? duration(Math.round(value)) : number(view.n(place));
+    const text = time ? (value ? duration(Math.round(value)) : "0") : number(view.n(place));
     draw.fillRect(x - 0.5, y + 2, 1, 4);
     const half = draw.measureText(text).width / 2;
     draw.fillText(text, Math.min(width - half - 1, Math.max(left + half, x)), y + 14 * scale);

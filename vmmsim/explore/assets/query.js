@@ -71,7 +71,8 @@ function rowTest(terms, run, differs) {
         return (row) => found[run.kind[row]];
       }
       case "device": {
-        const found = has(term.word);
+        // From the beginning of a word on: `pic` is `pic-slave` too, but not `lapic`.
+        const found = run.strings.map((text) => `-${text.toLowerCase()}`.includes(`-${term.word}`));
         return (row) => run.device[row] > 0 && found[run.device[row]];
       }
       case "then": {

@@ -2,14 +2,7 @@
 
 function readHash(view) {
   const given = new URLSearchParams(location.hash.slice(1));
-  const names = (key) =>
-    new Set(
-      (given.get(key) ?? "")
-        .split(",")
-        .filter(Boolean)
-        .map(decodeURIComponent)
-        .map((name) => (name === "-" ? "" : name)),
-    );
+  const names = (key) => new Set(given.getAll(key));
   let place = -1;
   if (/^\d+$/.test(given.get("row") ?? "")) place = Math.min(view.length, Number(given.get("row"))) - 1;
   else if (/^\d+$/.test(given.get("exit") ?? "")) place = view.placeOfAccess(Number(given.get("exit")));
@@ -31,11 +24,10 @@ function writeHash(view, place, timeline) {
     if (run.type[row] === ACCESS) out.set("exit", run.n[row]);
     else out.set("row", place + 1);
   }
-  const names = (set) => [...set].map((name) => (name === "" ? "-" : encodeURIComponent(name))).join(",");
   if (view.query) out.set("q", view.query);
   if (view.only) out.set("only", "1");
-  if (view.hiddenKinds.size) out.set("hide", names(view.hiddenKinds));
-  if (view.hiddenDevices.size) out.set("without", names(view.hiddenDevices));
+  for (const name of view.hiddenKinds) out.append("hide", name);
+  for (const name of view.hiddenDevices) out.append("without", name);
   if (timeline.axis !== "row") out.set("axis", timeline.axis);
   if (timeline.by !== "kind") out.set("lanes", timeline.by);
   const hash = `#${out}`;

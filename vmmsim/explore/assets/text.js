@@ -22,23 +22,25 @@ const HIDDEN =
   /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]/u;
 const HIDDEN_ALL = new RegExp(HIDDEN.source, "gu");
 const HIDDEN_BUT_LINES = new RegExp(
-  HIDDEN.source.replace("\\u0000-\\u001f", "\\u0000-\\u0009\\u000b-\\u001f"),
+  HIDDEN.source.replace("\\u0000-\\u001f", "\\u0000-\\u0008\\u000b-\\u001f"),
   "gu",
 );
+const ESCAPES = { 8: "\\b", 9: "\\t", 10: "\\n", 13: "\\r" };
 
+/** A character as C writes it: `\n`, `\x1b`, `\u{202e}`. */
 function shown(character) {
   const code = character.codePointAt(0);
-  if (code < 0x20) return String.fromCodePoint(0x2400 + code);
-  if (code === 0x7f) return "\u2421";
-  return code < 0x100 ? "\\x" + code.toString(16).padStart(2, "0") : "\\u{" + code.toString(16) + "}";
+  const digits = code.toString(16);
+  return ESCAPES[code] ?? (code < 0x100 ? `\\x${digits.padStart(2, "0")}` : `\\u{${digits}}`);
 }
 
 /** Text on one line with all that is invisible made visible. */
 const visible = (text) => text.replace(HIDDEN_ALL, shown);
-/** The same, but lines stay lines. */
+/** The same, but lines stay lines, and tabs tabs. */
 const visibleLines = (text) => text.replace(/\r\n/g, "\n").replace(HIDDEN_BUT_LINES, shown);
 
-const number = (value) => value.toLocaleString("en-US");
+const NUMBERS = new Intl.NumberFormat("en-US");
+const number = (value) => NUMBERS.format(value);
 
 const plural = (count, one, many = one + "s") => `${number(count)} ${count === 1 ? one : many}`;
 
@@ -57,10 +59,8 @@ function duration(ns) {
 function letter(digits, size) {
   if (size !== 1) return "";
   const code = parseInt(digits, 16);
-  if (code >= 0x20 && code < 0x7f) return `'${String.fromCharCode(code)}'`;
-  return { 8: "\\b", 9: "\\t", 10: "\\n", 13: "\\r", 27: "\\e" }[code]
-    ? `'${{ 8: "\\b", 9: "\\t", 10: "\\n", 13: "\\r", 27: "\\e" }[code]}'`
-    : "";
+  const text = code >= 0x20 && code < 0x7f ? String.fromCharCode(code) : ESCAPES[code];
+  return text ? `'${text}'` : "";
 }
 
 /** Say something to who cannot see it. */
