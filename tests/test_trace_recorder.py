@@ -18,6 +18,7 @@ from vmmsim.snapshot import cow
 from vmmsim.snapshot.cheat import TimeMachine
 from vmmsim.streams import BytesSource
 from vmmsim.trace import Code, Event, ExitRecord, Jump, Trace
+from vmmsim.trace import recorder as recorder_module
 from vmmsim.trace.looks import LookBudget, plain_state
 from vmmsim.trace.recorder import TraceRecorder
 
@@ -244,6 +245,22 @@ def test_behind_the_limit_nothing_is_recorded_and_the_guest_runs_on(backend_name
     assert (len(trace.exits), trace.end.n, trace.end.cut) == (10, 10, True)
     assert end == GuestExit(0)
     assert printed.startswith(b"Hello")
+
+
+def test_a_guest_that_halts_for_ever_does_not_fill_memory(
+    backend_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is no access is bounded, too: here by some eight, where timer-long ticks ten times."""
+    monkeypatch.setattr(recorder_module, "_MARKS_LEAST", 4)
+    with guest("timer-long", backend_name) as machine:
+        recorder = TraceRecorder(machine, limit=1, looks="none")
+        end = machine.run(budget=seconds(30))
+        trace = recorder.finish(end)
+        assert len(recorder._marks) < 20
+    assert end == GuestExit(0)
+    assert reread(trace) == trace
+    assert trace.end is not None
+    assert trace.end.cut
 
 
 def test_the_limit_is_exact_when_it_is_the_last_exit(backend_name: str) -> None:

@@ -50,6 +50,9 @@ LIMIT = 200_000
 #: Nanoseconds after which it is seen that the limit is reached; of code that is looked for, as of looks.
 _CHECK = 20_000_000
 _NEVER = 1 << 62
+#: What is rare may be so many times as much as exits are recorded, and a little: a guest that is idle halts
+#: and is interrupted for ever.
+_MARKS, _MARKS_LEAST = 4, 10_000
 _CODE_GRANT, _CODE_SHARE = 1_000_000_000, 4
 #: Ends of a run that are an event of the CPU's.
 _EVENTS = (FetchUnmapped, GuestException, Refused, Shutdown, Unsupported)
@@ -180,7 +183,7 @@ class TraceRecorder:
         if self.cut:
             return _NEVER
         if len(self._raw) >= self._limit * WIDTH:
-            self.cut = True
+            self._stop_recording()
             self._machine.between(self._detach)
             return _NEVER
         known, rip, cpu = self._known[cls], glance[128:136], self._machine.processors.current
@@ -234,6 +237,13 @@ class TraceRecorder:
     def _mark(self, what: str, cpu: int, value: Any) -> None:
         """`value` belongs behind what is in the list now, a `look` to what comes next."""
         self._marks.append((len(self._raw), what, cpu, value))
+        if len(self._marks) >= self._limit * _MARKS + _MARKS_LEAST:
+            self._stop_recording()
+
+    def _stop_recording(self) -> None:
+        self.cut = True
+        for known in self._known.values():  # so that each access asks, and hears that it is over
+            known.clear()
 
     def _hear_output(self) -> Callable[[], None]:
         """Of a guest that prints it is half of the exits: flat, too."""
