@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import select
 import signal
 import subprocess
@@ -11,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 #: `jmp $`: no exit, ever.
 SPIN = bytes.fromhex("ebfe")
 #: Real mode: jmp 0x0100:0x0000, the talk's page, where there is no memory.
@@ -18,6 +21,20 @@ JUMP_INTO_NOTHING = bytes.fromhex("ea00000001")
 #: mov al, <code>; out 0xf4, al
 EXIT_WITH = "b0{:02x}e6f4"
 _COMMAND = [sys.executable, "-m", "vmmsim"]
+
+
+#: For tests of what is said of /dev/kvm: elsewhere its device is never looked at.
+kvm_host = pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64",
+    reason="KVM for x86 is Linux on x86-64",
+)
+
+
+def no_kvm(device: str) -> str:
+    """Why KVM cannot be used on this host when its device is `device`, which is not there."""
+    if sys.platform != "linux":
+        return "KVM is a part of Linux"
+    return f"{device} is missing" if platform.machine() == "x86_64" else "x86 guests need an x86-64 host"
 
 
 def environment(**extra: str) -> dict[str, str]:

@@ -20,6 +20,8 @@ from vmmsim.loaders.flat import load_flat
 #: again: inc dword ptr [0x9000]; jmp again. In 32-bit code.
 SPIN = bytes.fromhex("ff0500900000 ebf8")
 
+unix_sockets = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="uses Unix sockets")
+
 
 def spinning(backend: str) -> Machine:
     machine = Machine(backend=backend, memory=1 << 20)
@@ -112,6 +114,7 @@ def test_who_leaves_behind_the_end_ends_it(backend_name: str) -> None:
         assert running.join() == GuestExit(0)
 
 
+@unix_sockets
 @pytest.mark.unicorn
 def test_a_second_debugger_is_told_so(tmp_path: Path) -> None:
     with served(spinning("unicorn"), f"unix:{tmp_path / 'gdb'}", wait=True) as running:
@@ -175,6 +178,7 @@ def test_a_debugger_that_reads_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyP
             pytest.fail("nobody can attach any more")
 
 
+@unix_sockets
 @pytest.mark.unicorn
 def test_ctrl_c_in_vmmsims_own_terminal(tmp_path: Path) -> None:
     path = tmp_path / "gdb"
@@ -223,6 +227,7 @@ def text(stderr: str | bytes) -> str:
     return stderr.decode() if isinstance(stderr, bytes) else stderr
 
 
+@unix_sockets
 def test_a_unix_socket_that_was_left_over_is_taken_and_no_other(tmp_path: Path) -> None:
     path = tmp_path / "gdb"
     left = socket.socket(socket.AF_UNIX)
