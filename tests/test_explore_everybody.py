@@ -59,7 +59,8 @@ def test_the_theme_can_be_chosen(at: Browser, run_page: bytes) -> None:
 def test_at_400_percent(at: Browser, run_page: bytes, two: bool) -> None:
     """1280 x 1024 at 400 %: 320 x 256 CSS pixels (WCAG 2.2, 1.4.10). One column; nothing is lost."""
     at.size(320, 256, 4)
-    at.open(page(RUN, changed(RUN, 300, value=1)) if two else run_page, "#exit=300")
+    widest = next(exit.n for exit in EXITS if exit.device == "lapic")  # the longest address and value
+    at.open(page(RUN, changed(RUN, widest, value=1)) if two else run_page, f"#exit={widest}")
     at.js("return new Promise((done) => setTimeout(done, 200))")
     assert at.run("browser_cut_off.js") == []
     assert at.js("return document.querySelector('.work').clientWidth") <= 320
@@ -106,3 +107,12 @@ def test_the_selection_is_seen_in_colours_of_ones_own(at: Browser, run_page: byt
     at.cdp("Emulation.setEmulatedMedia", features=[{"name": "forced-colors", "value": "active"}])
     assert at.js("return matchMedia('(forced-colors: active)').matches")
     assert at.js("return getComputedStyle(document.querySelector('#rows .selected')).outlineStyle") == "solid"
+
+
+def test_a_long_run_prints_what_is_in_sight(at: Browser, run_page: bytes) -> None:
+    at.open(run_page, "#exit=300")
+    at.cdp("Emulation.setEmulatedMedia", media="print")
+    at.js("return new Promise((done) => setTimeout(done, 300))")
+    rows = at.js("return document.querySelectorAll('#rows .row:not([hidden])').length")
+    at.cdp("Emulation.setEmulatedMedia", media="")
+    assert 5 < rows < 60

@@ -19,9 +19,11 @@ from explore_traces import HOSTILE, detailed, header, hostile, plain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vmmsim import Machine
 from vmmsim.explore import page
 from vmmsim.explore.compare import compare
 from vmmsim.explore.decode import register_name, state_lines
+from vmmsim.trace.header import header_of
 from vmmsim.trace.records import (
     DeviceInfo,
     End,
@@ -279,6 +281,24 @@ def test_an_interrupt_controller_by_its_inputs() -> None:
         [".imr", "5", "IR0 IR2"],
         [".ready", "yes", ""],
     ]
+
+
+def test_the_devices_of_a_pc_are_known(backend_name: str) -> None:
+    """By the recorder's names and classes. Ports: IBM PC/AT; ELCR: 82371SB; the APICs: SDM, 82093AA."""
+    with Machine(backend=backend_name, model="pc") as machine:
+        devices = header_of(machine, "", machine.vcpu.state()).devices
+    expected = {
+        0x3FD: "LSR", 0x21: "IMR", 0xA1: "IMR", 0x4D0: "ELCR1", 0x43: "control word",
+        0x70: "index", 0x64: "command", 0xFEE000B0: "EOI", 0xFEC00010: "IOWIN",
+    }  # fmt: skip
+    reads = (0x3FD, 0x21, 0xA1)
+    found = {}
+    for address in expected:
+        kind = "port_write" if address < 0x10000 else "mmio_write"
+        place = [d for d in devices if d.space == kind[:4] and d.start <= address < d.start + d.size]
+        assert len(place) == 1, hex(address)
+        found[address] = register_name(place[0], address, "port_read" if address in reads else kind)
+    assert found == expected
 
 
 def test_a_device_of_ones_own_is_shown_as_it_is() -> None:

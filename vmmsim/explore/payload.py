@@ -17,7 +17,7 @@ __all__ = ["ROW_TYPES", "run_data"]
 
 #: What a row's `type` counts.
 ROW_TYPES = ("access", "event", "snapshot", "restore", "end")
-_ACCESS, _EVENT, _SNAPSHOT, _RESTORE, _END = range(5)
+_ACCESS, _EVENT, _SNAPSHOT, _RESTORE, _END = range(len(ROW_TYPES))
 _COLUMNS = (
     "type", "kind", "n", "address", "size", "value", "cpu", "rip", "device", "register", "guest", "vmm",
     "code", "output", "then", "text", "target", "look",

@@ -162,7 +162,6 @@ class Run {
         found.set(name, {
           digits: this.values[value],
           was: old[at] >= 0 && old[at] !== value ? this.values[old[at]] : undefined,
-          fresh: old[at] < 0 && this.regsAt[row + 1] > this.regsAt[row],
         });
     });
     return found;
