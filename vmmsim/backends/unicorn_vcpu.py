@@ -36,6 +36,7 @@ from ..errors import NotSupported, UsageError
 from ..exits import Access, Breakpoint, Exit, FetchUnmapped, ReadAccess, Shutdown, Unsupported
 from .base import AccessHandler
 from .unicorn_context import ContextCodec
+from .unicorn_glance import registers_of
 from .unicorn_pins import FOREVER, UnicornPins
 from .unicorn_trap_intercepts import ALL, HLT
 from .unicorn_traps import HALTED, VMCB, VMCB_SIZE, GuestRam, Platform, TrapUnit, vmcb_bytes
@@ -374,6 +375,9 @@ class UnicornVcpu(UnicornPins):
     def registers(self) -> Registers:
         self.settle()
         return self.codec.read_registers()
+
+    def glanced(self, glance: bytes) -> Registers:
+        return registers_of(glance)
 
     def set_registers(self, registers: Registers) -> None:
         self.settle()

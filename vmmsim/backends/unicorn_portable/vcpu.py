@@ -317,6 +317,9 @@ class PortableVcpu(AccessCutter):
         """RFLAGS as read in a callback: see `unicorn_lazy`."""
         return rflags & ~STATUS | self.codec.lazy_source() & STATUS
 
+    def glance(self) -> bytes:
+        return self.codec.glance()
+
     def _kick(self) -> None:
         if self._counting:
             self._limit = 0
