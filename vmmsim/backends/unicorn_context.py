@@ -99,11 +99,10 @@ class ContextCodec(RegisterAccess):
         """Whether STI or MOV SS holds interrupts off at this boundary."""
         return bool(_INT.unpack_from(self._context.save(), self.layout.flags + 40)[0] & _HIDDEN_INHIBIT)
 
-    def lazy_flags(self) -> tuple[int, int, int, int]:
-        """What the engine computes the arithmetic flags from: RFLAGS as they were last, the result and the
-        source operand of the last operation, and which that was (CC_OP)."""
-        flags, result, source, _, operation, *_ = _FLAGS.unpack_from(self._context.save(), self.layout.flags)
-        return flags, result, source, operation
+    def lazy_source(self) -> int:
+        """The source operand of the last operation that set flags; see `unicorn_lazy`."""
+        source: int = _FLAGS.unpack_from(self._context.save(), self.layout.flags)[2]
+        return source
 
     def write_registers(self, registers: Registers) -> None:
         """General registers, RIP and RFLAGS; in an INTR hook it does not end the run."""

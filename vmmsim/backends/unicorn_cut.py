@@ -25,6 +25,8 @@ MASK = tuple((1 << 8 * n) - 1 for n in range(9))
 #: Opcodes of INS, OUTS, MOVS, CMPS, STOS, LODS, SCAS, and the instruction prefixes but REP.
 STRING = b"\x6c\x6d\x6e\x6f\xa4\xa5\xa6\xa7\xaa\xab\xac\xad\xae\xaf"
 _PREFIXES = b"\x66\x67\x26\x2e\x36\x3e\x64\x65\xf0"
+#: Bytes of the longest instruction (SDM vol. 2, 2.3.11).
+_LONGEST = 15
 
 
 class _Crossing:
@@ -125,16 +127,26 @@ class AccessCutter(UnicornVcpu):
     def _opcode(self, back: int = 0) -> tuple[int, int]:
         """(its REP prefix or 0, first opcode byte) of the instruction at RIP, or `back` bytes
         before it; (0, 0) where the bytes are not memory. SDM vol. 2, chapter 2."""
-        linear, code64, paging = self._instruction()
-        linear -= back
         repeat = 0
-        for at in range(linear, linear + 15):
-            gpa = linear_to_gpa(paging, at, self.vm.read_physical)
-            if gpa is None or not self.vm.holds(gpa, 1):
-                break
-            byte = self.vm.read_physical(gpa, 1)[0]
+        code, code64 = self._code(back)
+        for byte in code:
             if byte in (0xF2, 0xF3):
                 repeat = byte
             elif byte not in _PREFIXES and not (code64 and byte >> 4 == 4):
                 return repeat, byte
         return 0, 0
+
+    def _code(self, back: int = 0) -> tuple[bytes, bool]:
+        """(the bytes of the instruction at RIP, or `back` bytes before it, and what follows: 15, or as
+        many as are memory; whether it is 64-bit code)."""
+        linear, code64, paging = self._instruction()
+        linear -= back
+        code = b""
+        while len(code) < _LONGEST:
+            at = linear + len(code)
+            size = min(_LONGEST - len(code), PAGE - at % PAGE)
+            gpa = linear_to_gpa(paging, at, self.vm.read_physical)
+            if gpa is None or not self.vm.holds(gpa, size):
+                break
+            code += self.vm.read_physical(gpa, size)
+        return code, code64

@@ -12,7 +12,7 @@ from unicorn import x86_const
 
 from ..errors import NotSupported
 from .unicorn_context import ContextCodec
-from .unicorn_lazy import settled_already
+from .unicorn_lazy import CC_EFLAGS, STATUS, settled_already
 from .unicorn_probe import ContextBytes
 from .unicorn_registers import check, quick
 
@@ -21,9 +21,8 @@ __all__ = ["CS", "DS", "ES", "FS", "GS", "LDT", "SS", "TR", "CpuWords"]
 #: The engine's order of segment registers, as places for `CpuWords.segment`.
 ES, CS, SS, DS, FS, GS, LDT, TR = range(8)
 
-_STATUS, _DIRECTION = 0x8D5, 0x400
-_ARITHMETIC = _STATUS | _DIRECTION
-_CC_EFLAGS = 1
+_DIRECTION = 0x400
+_ARITHMETIC = STATUS | _DIRECTION
 _INHIBIT, _CS32, _SS32, _ADDSEG, _PE, _LMA, _CS64 = 1 << 3, 1 << 4, 1 << 5, 1 << 6, 1 << 7, 1 << 14, 1 << 15
 _FOLLOWS = 3 | _INHIBIT | _CS32 | _SS32 | _ADDSEG | _CS64
 _VM = 1 << 17
@@ -95,28 +94,40 @@ class CpuWords:
         words, at = self.words, self.flags
         kept = words[at] & ~_ARITHMETIC | 2
         how = words[at + 4]
-        if how & 0xFFFFFFFF == _CC_EFLAGS:
-            kept |= words[at + 2] & _STATUS
+        if how & 0xFFFFFFFF == CC_EFLAGS:
+            kept |= words[at + 2] & STATUS
             return kept | _DIRECTION if how >> 63 else kept
         self._read(self._engine, x86_const.UC_X86_REG_RFLAGS, self._word_ref)
         return kept | self._word.value & _ARITHMETIC
 
-    def mend_flags(self) -> None:
+    def mend_flags(self, begun: bool = True) -> None:
         """In an INTR or INSN_INVALID hook, on words just saved, where a hook is called before each
-        instruction: see `unicorn_lazy`."""
+        instruction: see `unicorn_lazy`. `begun`: the instruction at RIP is, and has set no flags yet;
+        else that is a question of what the words look like."""
         words, at = self.words, self.flags
         source = words[at + 2]
-        if source == words[at] & _STATUS and settled_already(words[at + 4], source, words[at + 1]):
-            words[at + 4] = words[at + 4] & ~0xFFFFFFFF | _CC_EFLAGS
+        if not begun and source != words[at] & STATUS:
+            return
+        if begun or settled_already(words[at + 4], source, words[at + 1]):
+            words[at + 4] = words[at + 4] & ~0xFFFFFFFF | CC_EFLAGS
+
+    def settle_flags(self) -> None:
+        """In an access of an instruction that has a hook before it. QEMU has just said that the last
+        operation is the one from before that; a REP would end its block so."""
+        words, at = self.words, self.flags + 4
+        self.save()
+        if words[at] & 0xFFFFFFFF != CC_EFLAGS:
+            words[at] = words[at] & ~0xFFFFFFFF | CC_EFLAGS
+            self.restore()
 
     def set_rflags(self, value: int) -> None:
         """All of RFLAGS, in the two forms that are needed within and outside a run."""
         words, at = self.words, self.flags
         words[at] = value | 2
         words[at + 1] = 0
-        words[at + 2] = value & _STATUS
+        words[at + 2] = value & STATUS
         words[at + 3] = 0
-        words[at + 4] = _CC_EFLAGS | (0xFFFFFFFF if value & _DIRECTION else 1) << 32
+        words[at + 4] = CC_EFLAGS | (0xFFFFFFFF if value & _DIRECTION else 1) << 32
 
     def segment(self, number: int) -> tuple[int, int, int, int]:
         """Selector, base, limit, and attributes as in a descriptor's second dword."""

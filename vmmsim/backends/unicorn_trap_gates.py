@@ -7,6 +7,8 @@ raised as `GuestFault` before any register is changed and before anything is pus
 
 from __future__ import annotations
 
+import contextlib
+
 from .unicorn_trap_cpu import CS, DS, ES, FS, GS, LDT, SS, TR, CpuWords
 from .unicorn_trap_memory import GuestFault, LinearMemory
 
@@ -15,7 +17,8 @@ __all__ = ["Gates", "base_of", "image", "limit_of"]
 _TS, _NP, _SS, _GP = 10, 11, 12, 13
 _TF, _IF, _NT, _RF, _VM, _AC = 1 << 8, 1 << 9, 1 << 14, 1 << 16, 1 << 17, 1 << 18
 _LMA = 1 << 14
-_PRESENT = 1 << 15
+#: Of the attributes of a segment: accessed, no system segment, present.
+_MARKED, _PLAIN, _PRESENT = 1 << 8, 1 << 12, 1 << 15
 _ALL = (1 << 64) - 1
 #: Debug exceptions, double faults and machine checks are no faults in the sense of RF.
 _NO_RF = frozenset({1, 8, 18})
@@ -130,8 +133,9 @@ class Gates:
             raise GuestFault(_GP, self._ext)
         self._commit(writes)
         if stack is not None:
-            cpu.set_segment(SS, stack[0] & 0xFFFC | new_cpl, stack[1], stack[2], stack[3])
-        cpu.set_segment(CS, selector & 0xFFFC | new_cpl, base_of(descriptor), limit, descriptor >> 32)
+            cpu.set_segment(SS, stack[0] & 0xFFFC | new_cpl, stack[1], stack[2], stack[3] | _MARKED)
+        attributes = descriptor >> 32 | _MARKED
+        cpu.set_segment(CS, selector & 0xFFFC | new_cpl, base_of(descriptor), limit, attributes)
         if v86:
             for number in (GS, FS, DS, ES):
                 cpu.set_segment(number, 0, 0, 0, 0)
@@ -221,6 +225,19 @@ class Gates:
             return []
         return [(self._memory.prepare(at + 5, 1, implicit=True), bytes([descriptor >> 40 & 0xFF | 1]))]
 
+    def mark_loaded(self) -> None:
+        """Behind a delivery that was not `deliver`'s and marks nothing: CS and SS (SDM vol. 3, 3.4.5.1).
+        Where the store would fault none is made."""
+        cpu = self._cpu
+        for number in (CS, SS):
+            selector, base, limit, attributes = cpu.segment(number)
+            if attributes & (_MARKED | _PLAIN) != _PLAIN:
+                continue
+            cpu.set_segment(number, selector, base, limit, attributes | _MARKED)
+            if cpu.words[cpu.cr] & 1 and not cpu.words[cpu.flags] & _VM:
+                with contextlib.suppress(GuestFault):
+                    self._commit(self._accessed(*self.descriptor(selector, _GP)))
+
     def _commit(self, writes: _Writes) -> None:
         for pieces, data in writes:
             self._memory.commit(pieces, data)
@@ -268,7 +285,8 @@ class Gates:
         self._commit(writes)
         if new_cpl < cpl:
             cpu.set_segment(SS, new_cpl, 0, 0, new_cpl << 13)
-        cpu.set_segment(CS, selector & 0xFFFC | new_cpl, 0, limit_of(descriptor), descriptor >> 32)
+        attributes = descriptor >> 32 | _MARKED
+        cpu.set_segment(CS, selector & 0xFFFC | new_cpl, 0, limit_of(descriptor), attributes)
         words[cpu.rsp] = rsp
         words[cpu.rip] = offset
         self._clear_flags(entry)

@@ -16,6 +16,7 @@ import struct
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from ..cpu.validate import is_canonical
 from ..cpu.vectors import ERROR_CODE_VECTORS, vector_name
 from .unicorn_trap_calls import Calls
 from .unicorn_trap_cpu import CS, SS, TR, CpuWords
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["HALTED", "VMCB", "VMCB_SIZE", "GuestRam", "Platform", "TrapUnit", "vmcb_bytes"]
 
-_DB, _UD, _DF, _PF = 1, 6, 8, 14
+_DB, _UD, _DF, _GP, _PF = 1, 6, 8, 13, 14
+#: Of the error code of #PF.
+_PF_WRITE = 2
 _DR7_GD = 1 << 13
 _CONTRIBUTORY = frozenset({0, 10, 11, 12, 13})
 _TF, _IF, _NT, _RF, _VM = 1 << 8, 1 << 9, 1 << 14, 1 << 16, 1 << 17
@@ -82,7 +85,7 @@ class TrapUnit:
         cpu.save()
         self.was_fault = False
         if self.hooked:
-            cpu.mend_flags()
+            cpu.mend_flags(begun=number >= _VMEXIT or (number != _DB and not self._fetching(number)))
         if self.intercepts.let_through and self.intercepts.rearm(number):
             return None
         if number >= _VMEXIT:
@@ -95,6 +98,20 @@ class TrapUnit:
             return self.deliver_saved(number, None, "soft")
         error = how & 0xFFFFFFFF if number in ERROR_CODE_VECTORS else None
         return self.deliver_saved(number, error, "trap" if number == _DB else "fault")
+
+    def _fetching(self, vector: int) -> bool:
+        """Whether a fault just raised may be one of the fetch: of an instruction that is not begun.
+        #PF says so where a page can be not to be executed, else CR2 is where it begins or goes on."""
+        cpu, words = self.cpu, self.cpu.words
+        linear = words[cpu.rip]
+        if not words[cpu.hidden] & 1 << 15:
+            linear = cpu.segment(CS)[1] + linear & 0xFFFFFFFF
+        if vector == _GP:
+            return not is_canonical(linear)
+        if vector != _PF or words[cpu.error] & _PF_WRITE:
+            return False
+        beyond = words[cpu.cr + 2] - linear
+        return beyond == 0 or (0 < beyond < 15 and not words[cpu.cr + 2] & 0xFFF)
 
     def deliver(self, vector: int, *, error: int | None = None, kind: str) -> str | None:
         """Deliver `vector` with its `error` code, None for an event that has none.
@@ -129,6 +146,13 @@ class TrapUnit:
         """In the hook, before `deliver`: what was raised is no longer the engine's to look at."""
         self.cpu.save()
         self.cpu.words[self.cpu.error] &= 0xFFFFFFFF
+        self.cpu.restore()
+
+    def mark_loaded(self) -> None:
+        """In the hook, behind QEMU's own delivery: see `Gates.mark_loaded`."""
+        self.cpu.save()
+        self.use_memory(0)
+        self.gates.mark_loaded()
         self.cpu.restore()
 
     def intercept(self, code: int) -> str | None:

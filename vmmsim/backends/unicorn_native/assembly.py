@@ -32,7 +32,12 @@ CONSTANTS = {
     "ES_BASE": 0x77777777,
     "CR0": 0x88888888,
     "EFLAGS": 0x21212121,
+    #: The lazy flags: the source operand, and the last operation.
+    "CC_SOURCE": 0x27272727,
+    "CC_OP": 0x29292929,
     "HFLAGS": 0x23232323,
+    "CS_FLAGS": 0x31313131,
+    "SS_FLAGS": 0x35353535,
     #: error_code and exception_is_int, 4 bytes each.
     "EXCEPTION": 0x25252500,
     "EXCEPTION_IS_INT": 0x25252504,
@@ -86,6 +91,15 @@ _USER = """
 kernel:
 """
 
+# Where each instruction has a hook: QEMU has just said that the last operation is that from before
+# the instruction, but the source operand is the flags since its hook.
+_HOOKED = """
+    cmp qword ptr [rbx+DELIVERING], 2
+    jne lazy
+    mov r10, [rbx+ENV]
+    mov dword ptr [r10+CC_OP], 1
+lazy:
+"""
 # R12 = what Python answers; then leave the engine, if it asked for that.
 _ASK = """
     movabs rax, CALLBACK
@@ -148,13 +162,33 @@ leave:
     # (DELIVERING is still set then). RF is set for faults; for
     # INT n and its like and for #DB it is cleared, as the engine keeps it for longer than an
     # instruction. A fault has not retired its instruction. Were
-    # EXCEPTION_IS_INT left set, the next intercept would be taken for an INT, too.
+    # EXCEPTION_IS_INT left set, the next intercept would be taken for an INT, too. Faults of accesses
+    # (#SS, #GP, #PF) whose lazy source operand could be the flags come to Python first, with 0x10000. And
+    # Python is asked to mark the descriptors of CS and SS as accessed, which QEMU does not.
     "trap": """
     cmp esi, 0x100
     jae slow
     cmp qword ptr [rdx+DELIVERING], 0
     jne slow
     mov r10, [rdx+ENV]
+    lea eax, [rsi-12]
+    cmp eax, 2
+    ja mended
+    cmp dword ptr [r10+CC_OP], 1
+    je mended
+    test dword ptr [r10+CC_SOURCE], 0xfffff72a
+    jne mended
+    push rsi
+    push rdx
+    lea edi, [rsi+0x10000]
+    movabs rax, CALLBACK
+    sub rsp, 8
+    call rax
+    add rsp, 8
+    pop rdx
+    pop rsi
+    mov r10, [rdx+ENV]
+mended:
     mov esi, esi
     mov [rdx+VECTOR], rsi
     mov eax, [r10+EXCEPTION]
@@ -180,8 +214,18 @@ deliver:
     mov dword ptr [r10+EXCEPTION_IS_INT], 0
     mov qword ptr [rdx+DELIVERING], 0
     inc qword ptr [rdx+TRAPS]
+    mov eax, [r10+CS_FLAGS]
+    and eax, 0x1100
+    cmp eax, 0x1000
+    je loaded
+    mov eax, [r10+SS_FLAGS]
+    and eax, 0x1100
+    cmp eax, 0x1000
+    je loaded
     mov eax, 1
     ret
+loaded:
+    mov esi, 0x20000
 slow:
     mov edi, esi
     movabs rax, CALLBACK
@@ -232,7 +276,7 @@ stop:
     {_ENTER}
     mov rbx, r9
     inc qword ptr [rbx+MMIO]
-    {_COUNT}
+    {_COUNT}{_HOOKED}
     mov r10d, edx
     and r10d, 0xfff
     lea r11d, [r10+rcx]
@@ -267,7 +311,7 @@ whole:
     jmp done
 shown:
     inc qword ptr [rbx+MMIO]
-    {_COUNT}
+    {_COUNT}{_HOOKED}
     mov r12, r8
     mov r10d, ecx
     neg ecx
@@ -309,6 +353,7 @@ whole:
     je aligned
     mov [rbx+SKIP], rcx
 aligned:
+    mov [rbx+STACK], rsp
     mov rdi, rdx
     mov esi, ecx
     mov rdx, r12
@@ -366,8 +411,10 @@ slow:
     push rcx
     push r8
     sub rsp, 8
-    push qword ptr [rsp+0x38]
+    mov rax, [rsp+0x38]
+    push rax
     movabs rbx, CALLBACK
+    mov [rbx+WALKED], rax
     call qword ptr [rbx+FILL]
     add rsp, 16
     pop r8
@@ -458,11 +505,13 @@ CODE = {
         "74def785232323230800000075d248c7411803000000eb0848c741180100000048b81111111111111111ffe0"
     ),
     "trap": bytes.fromhex(
-        "81fe000100000f83a90000004883bab0000000000f859b0000004c8b522089f64889b2b8000000418b82002525"
-        "25488982c0000000418b8204252525488982c80000004183a223232323f74181a221212121fffffeff85c07514"
-        "83fe01740f41818a212121210000010048ff4a285248c782b000000001000000488bbaa800000048b819191919"
-        "19191919ffd05a4c8b522041c782042525250000000048c782b00000000000000048ff82d0000000b801000000"
-        "c389f748b822222222222222224883ec08ffd04883c408c3"
+        "81fe000100000f83150100004883bab0000000000f85070100004c8b52208d46f483f80277394183ba29292929"
+        "01742f41f782272727272af7ffff752256528dbe0000010048b822222222222222224883ec08ffd04883c4085a"
+        "5e4c8b522089f64889b2b8000000418b8200252525488982c0000000418b8204252525488982c80000004183a2"
+        "23232323f74181a221212121fffffeff85c0751483fe01740f41818a212121210000010048ff4a285248c782b0"
+        "00000001000000488bbaa800000048b81919191919191919ffd05a4c8b522041c782042525250000000048c782"
+        "b00000000000000048ff82d0000000418b823131313125001100003d001000007419418b823535353525001100"
+        "003d001000007406b801000000c3be0000020089f748b822222222222222224883ec08ffd04883c408c3"
     ),
     "insn": bytes.fromhex("488b4128483b41307d0848ffc048894128c348c741180200000048b81111111111111111ffe0"),
     "in": bytes.fromhex(
@@ -481,19 +530,20 @@ CODE = {
     ),
     "read": bytes.fromhex(
         "535741544c89cb48ff8318010000488b43604c8b53204d8b92444444444c8b5b104c3b536875104c3b5b70750a"
-        "48ff437848034378eb104c8953684c895b7048c74378000000004189d24181e2ff0f0000458d1c0a4181fb0010"
-        "000076050d000001004c8d5af84c895b384531db4139ca410f92c34c895b584889d789ce89c248b82222222222"
-        "222222ffd04989c448898398000000488b7c240831f648b83333333333333333ffd04c896348b801000000415c"
-        "5f5bc3"
+        "48ff437848034378eb104c8953684c895b7048c74378000000004883bbb000000002750f4c8b532041c7822929"
+        "2929010000004189d24181e2ff0f0000458d1c0a4181fb0010000076050d000001004c8d5af84c895b384531db"
+        "4139ca410f92c34c895b584889d789ce89c248b82222222222222222ffd04989c448898398000000488b7c2408"
+        "31f648b83333333333333333ffd04c896348b801000000415c5f5bc3"
     ),
     "write": bytes.fromhex(
-        "535741544c89cb4883bb8000000000740c48ff8b80000000e9fd00000048ff8318010000488b43604c8b53204d"
+        "535741544c89cb4883bb8000000000740c48ff8b80000000e91d01000048ff8318010000488b43604c8b53204d"
         "8b92444444444c8b5b104c3b536875104c3b5b70750a48ff437848034378eb104c8953684c895b7048c7437800"
-        "0000004d89c44189caf7d98d0ccd4000000049d3e449d3ec4489d14d85e475344c8b53204d8b9a666666664d03"
-        "9a777777774929d341f7c3ff0f00007516410fbaa2888888881f7206664585db75050d000002004189d34181e3"
-        "ff0f0000751383f901750e83bf555555550074050d000004004101cb4181fb0010000076050d00000100448d51"
-        "ff4185d2740748898b800000004889d789ce4c89e289c148b82222222222222222ffd04989c4488b7c240831f6"
-        "48b83333333333333333ffd0b801000000415c5f5bc3"
+        "0000004883bbb000000002750f4c8b532041c78229292929010000004d89c44189caf7d98d0ccd4000000049d3"
+        "e449d3ec4489d14d85e475344c8b53204d8b9a666666664d039a777777774929d341f7c3ff0f00007516410fba"
+        "a2888888881f7206664585db75050d000002004189d34181e3ff0f0000751383f901750e83bf55555555007405"
+        "0d000004004101cb4181fb0010000076050d00000100448d51ff4185d2740748898b800000004889a328010000"
+        "4889d789ce4c89e289c148b82222222222222222ffd04989c4488b7c240831f648b83333333333333333ffd0b8"
+        "01000000415c5f5bc3"
     ),
     "piece": bytes.fromhex(
         "4803314c8b4108f7c6ff0f0000750b31c0498740584885c074134889f0492b40384883f8187306498b440040c3"
@@ -501,11 +551,11 @@ CODE = {
     ),
     "leave": bytes.fromhex("534889fb48b81111111111111111ffd04889df31f648b83333333333333333ffd05bc3"),
     "fill": bytes.fromhex(
-        "5357565141504883ec08ff74243848bb2222222222222222ff93d80000004883c4104158595e5f84c074684589"
-        "c049c1e0044c0383e80000004901f84989f149c1e9064d23084d0348084989f24981e200f0ffff4d8b591849c1"
-        "eb0c4c3b9bf8000000732e4c039bf000000083f9027431498d8a0008000041803b00751749894910498d8a0004"
-        "00004939490875044d8951085bc349837910ff75f749894910ebf141803b0075eb41c603014c89d649037120ba"
-        "00100000ff93e0000000b801000000ebce"
+        "5357565141504883ec08488b4424385048bb222222222222222248898320010000ff93d80000004883c4104158"
+        "595e5f84c074684589c049c1e0044c0383e80000004901f84989f149c1e9064d23084d0348084989f24981e200"
+        "f0ffff4d8b591849c1eb0c4c3b9bf8000000732e4c039bf000000083f9027431498d8a0008000041803b007517"
+        "49894910498d8a000400004939490875044d8951085bc349837910ff75f749894910ebf141803b0075eb41c603"
+        "014c89d649037120ba00100000ff93e0000000b801000000ebce"
     ),
     "start": bytes.fromhex(
         "48b82222222222222222488bb888000000488b7020488bb64444444431d231c94531c048895018488950584889"

@@ -22,9 +22,9 @@ from ...cpu.vectors import ERROR_CODE_VECTORS
 from ...errors import NotSupported
 from ...exits import Access, MmioRead, MmioWrite, PortRead, PortWrite
 from ..unicorn_cut import MASK, STRING, AccessCutter
-from ..unicorn_lazy import CC_EFLAGS, STATUS, settled_already
 from ..unicorn_traps import VMCB
 from ..unicorn_vcpu import DB, INTERCEPTS, PAGE, check
+from .flags import LazyFlags
 from .offsets import engine_offsets
 from .thunks import (
     FLAG_CROSSES,
@@ -52,6 +52,10 @@ _M64 = (1 << 64) - 1
 _NOTHING = VMCB + 0x1000
 #: In Shared.DELIVERING: each exception comes to Python, which mends the flags first.
 _ALWAYS = 2
+#: Added to a vector: the trap thunk asks for the fault's flags to be mended.
+_FAULT = 0x10000
+#: Instead of a vector: QEMU has loaded CS or SS from a descriptor that is not marked as accessed.
+_DELIVERED = 0x20000
 
 _TLB_FLUSH = uc_const.UC_CTL_IO_WRITE << 30 | uc_const.UC_CTL_TLB_FLUSH
 _BLOCKS = Shared.BLOCKS  # a module's name is found faster than a class's attribute
@@ -145,6 +149,7 @@ class ReplayCutter(AccessCutter):
         self._rip = _view(ctypes.c_uint64, address + layout.registers + 16 * 8)
         self._hidden = _view(ctypes.c_uint32, address + layout.flags + 40)
         self._flags = _view(ctypes.c_uint64, address + layout.flags, 5)
+        self._lazy = LazyFlags(self._thunks, self._flags, self._rip, self._code)
         self._cs_base = _view(ctypes.c_uint64, address + layout.segments + 24 + 8)
         self._paging = _Paging(address + layout.cr, address + layout.efer)
         self._engine_halted = _view(ctypes.c_uint32, address + engine_offsets().halted)
@@ -190,7 +195,7 @@ class ReplayCutter(AccessCutter):
         for name, kind, callback, insn in kinds:
             self._keep.append(callback)
             self._hook(kind, self._thunks.make(name, _pointer(callback)), insn, user=self._thunks.shared)
-        trap = _TRAP(self._on_trap)
+        trap = _TRAP(self._on_native_trap)
         self._keep.append(trap)
         thunk = self._thunks.make("trap", _pointer(trap))
         self._hook(uc_const.UC_HOOK_INTR, thunk, user=self._thunks.shared)
@@ -258,7 +263,8 @@ class ReplayCutter(AccessCutter):
         def on_write(gpa: int, size: int, value: int, flags: int) -> None:
             if flags:
                 if not me._watched:
-                    me._be_watched()
+                    me._want_watch = True
+                    me._leave_store(size)
                 elif not flags & FLAG_UNUSUAL:
                     me._access(MmioWrite, gpa, size, value, flags & FLAG_INDEX)
                 elif not flags & FLAG_TAIL:
@@ -364,7 +370,10 @@ class ReplayCutter(AccessCutter):
             return 0
         self._pending = exit
         self._unseen = self._mode is DRAIN
-        self._stop_engine()
+        if cls is MmioWrite:
+            self._leave_store(size)
+        else:
+            self._stop_engine()
         return 0
 
     def _show(self, gpa: int, size: int, value: int, *, to_page_end: bool) -> None:
@@ -504,12 +513,25 @@ class ReplayCutter(AccessCutter):
         error = words[Shared.ERROR] if vector in ERROR_CODE_VECTORS else None
         return self._traps.deliver(vector, error=error, kind="trap" if vector == DB else "fault")
 
-    def _mend_flags(self) -> None:
-        """Behind a run that was left in an instruction, where one is counted: see `unicorn_lazy`."""
-        flags, result, source, _, operation = self._flags
-        if settled_already(operation, source, result):
-            self._flags[0] = flags & ~STATUS | source
-            self._flags[4] = operation & ~0xFFFFFFFF | CC_EFLAGS
+    def _leave_store(self, size: int) -> None:
+        if not self._counting:
+            self._lazy.leaving(size)
+        self._stop_engine()
+
+    def _on_native_trap(self, number: int) -> int:
+        """The hook for an exception. From _FAULT on QEMU's own delivery follows, or has been."""
+        if number < _FAULT:
+            return self._on_trap(number)
+        try:
+            if number == _DELIVERED:
+                self._traps.mark_loaded()
+            else:
+                self._lazy.faulted()
+        except BaseException as error:
+            self._error = error
+            self._at_boundary = True
+            self._leave()
+        return 1
 
     def _on_invalid(self, uc: int) -> bool:
         words = self._words

@@ -109,15 +109,18 @@ class Shared:
     BEHIND = 33  #: not 0: then the engine is to stop at the block behind it
     PORTS = 34  #: accesses so far: IN and OUT,
     MMIO = 35  #: and others
-    COUNT = 36
+    WALKED = 36  #: where in translated code the access of the last TLB miss is; 0: it was a fetch
+    STACK = 37  #: the stack pointer of the last write thunk
+    COUNT = 38
 
 
-#: What the thunks call of Unicorn's library.
+#: What is called of Unicorn's library.
 _SYMBOLS = {
     "START": "uc_emu_start",
     "UC_EMU_STOP": "uc_emu_stop",
     "CHECK_EXIT": "helper_check_exit_request_x86_64",
     "DO_INTERRUPT": "x86_cpu_do_interrupt_x86_64",
+    "RESTORE": "cpu_restore_state_x86_64",
 }
 
 
@@ -139,18 +142,23 @@ class Thunks:
     def __init__(self, engine: int, layout: Layout, recursion: int) -> None:
         """`engine` is the engine's handle, `layout` tells where things are in the CPU structure,
         `recursion` is the offset of `size_recur_mem` in uc_struct."""
-        self._addresses: dict[str, int] = {}
+        #: The addresses of what is called of Unicorn's library.
+        self.symbols: dict[str, int] = {}
         for slot, name in _SYMBOLS.items():
             address = symbol(name)
             if address is None:
                 raise NotSupported(f"this build of Unicorn exports no {name}")
-            self._addresses[slot] = address
+            self.symbols[slot] = address
         self._offsets = {
             "RIP": layout.registers + 16 * 8,
             "RDI": layout.registers + 7 * 8,
             "ES_BASE": layout.segments + 8,
             "CR0": layout.cr,
+            "CS_FLAGS": layout.segments + 1 * 24 + 20,
+            "SS_FLAGS": layout.segments + 2 * 24 + 20,
             "EFLAGS": layout.flags,
+            "CC_SOURCE": layout.flags + 16,
+            "CC_OP": layout.flags + 32,
             "HFLAGS": layout.flags + 40,
             "EXCEPTION": layout.error_code,
             "EXCEPTION_IS_INT": layout.error_code + 4,
@@ -169,12 +177,12 @@ class Thunks:
         self.words: Any = memoryview(self._words).cast("B").cast("Q")
         for limit in (Shared.LIMIT, Shared.END, Shared.INSN_LIMIT):
             self.words[limit] = 1 << 62
-        self.words[Shared.ENGINE], self.words[Shared.START] = engine, self._addresses["START"]
+        self.words[Shared.ENGINE], self.words[Shared.START] = engine, self.symbols["START"]
 
     def make(self, name: str, callback: int = 0) -> int:
         """Write the thunk `name` into the page; returns its address."""
         code = CODE[name]
-        addresses = self._addresses | {"CALLBACK": callback}
+        addresses = self.symbols | {"CALLBACK": callback}
         for size, values in ((8, addresses), (4, self._offsets)):
             for slot, value in values.items():
                 if slot not in CONSTANTS:  # a value that goes into the words

@@ -201,13 +201,14 @@ class NativeVcpu(ReplayCutter):
         """What the end of an `emu_start` is; None to go on."""
         if self._want_watch:
             self._end_freedom()
+            self._lazy.left(hooked=self._counting)
             return None
         if self._pending is not None:
-            self._uncount()
+            self._left_within()
             return self._pending
         if self._denied:
             self._denied = False
-            self._uncount()
+            self._left_within()
             self._forget()
             cause = self._traps.deliver(GP, error=0, kind="fault")
             return None if cause is None else Shutdown(cause)
@@ -218,7 +219,7 @@ class NativeVcpu(ReplayCutter):
             if not self._watched:
                 self._end_freedom()
             self._leaving = False
-            self._uncount()
+            self._left_within()
             self._same(self._made)
             self._restart = True
             return self._after_finish()
@@ -298,12 +299,13 @@ class NativeVcpu(ReplayCutter):
         return self._alone or self._restart
 
     def _uncount_begun(self) -> None:
-        self._uncount()
-
-    def _uncount(self) -> None:
         if self._counting:
             self._words[Shared.INSNS] -= 1
-            self._mend_flags()
+
+    def _left_within(self) -> None:
+        """The engine was left in an instruction, at an access: it is not executed yet."""
+        self._uncount_begun()
+        self._lazy.left(hooked=self._counting)
 
     def _finish(self) -> None:
         """Execute the instruction in flight to its end, answering from the log what it has
@@ -347,7 +349,7 @@ class NativeVcpu(ReplayCutter):
                     self._shutdown, self._denied = None, False
                     self._forget()
                     return
-                self._uncount()
+                self._left_within()
                 if self._pending is not None:
                     return
                 self._same(self._made)

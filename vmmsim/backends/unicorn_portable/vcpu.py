@@ -47,7 +47,7 @@ from ...exits import (
     Shutdown,
 )
 from ..unicorn_cut import MASK, AccessCutter
-from ..unicorn_lazy import STATUS, settled_already
+from ..unicorn_lazy import STATUS
 from ..unicorn_registers import quick
 from ..unicorn_vcpu import FOREVER, GP, INTERCEPTS, PAGE, check
 
@@ -218,6 +218,7 @@ class PortableVcpu(AccessCutter):
         self._access(PortWrite, port, size, value & MASK[size])
 
     def _on_read(self, _uc: int, _kind: int, gpa: int, size: int) -> bool:
+        self._traps.cpu.settle_flags()
         self._next_access()
         value = self._cut_read(gpa, size)
         if gpa % PAGE + size <= PAGE:
@@ -228,6 +229,7 @@ class PortableVcpu(AccessCutter):
         if self._skip:
             self._skip -= 1
             return True
+        self._traps.cpu.settle_flags()
         if size == 1 and gpa % PAGE == 0 and self._cut_tail(gpa):
             return True
         if gpa & size - 1:
@@ -312,10 +314,7 @@ class PortableVcpu(AccessCutter):
 
     def _settled(self, rflags: int) -> int:
         """RFLAGS as read in a callback: see `unicorn_lazy`."""
-        flags, result, source, operation = self.codec.lazy_flags()
-        if source == flags & STATUS and settled_already(operation, source, result):
-            return rflags & ~STATUS | source
-        return rflags
+        return rflags & ~STATUS | self.codec.lazy_source() & STATUS
 
     def _kick(self) -> None:
         if self._counting:
