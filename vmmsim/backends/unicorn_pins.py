@@ -38,6 +38,7 @@ class UnicornPins(Vcpu):
     _running: bool
     _run_thread: int
     _executing: bool
+    _at_boundary: bool
 
     def __init__(self) -> None:
         self._board: Board | None = None
@@ -124,6 +125,15 @@ class UnicornPins(Vcpu):
             cause = self._traps.deliver(board.acknowledge(), kind="hard")
         self._want = self._nmi or (board is not None and board.pending())
         return None if cause is None else Shutdown(cause)
+
+    def _give_way(self) -> None:
+        """In a hook, at a boundary that is no block's start, the words of the CPU being just saved: leave
+        for what is to be looked at, or what is pending and the guest can take there."""
+        cpu, board = self._traps.cpu, self._board
+        nmi = self._nmi and not cpu.words[cpu.hidden] & _NMI_MASKED
+        if self._look or nmi or (cpu.words[cpu.flags] & _IF and board is not None and board.pending()):
+            self._look = self._at_boundary = True
+            self._leave()
 
     def _window_open(self) -> bool:
         """Whether the guest can take an interrupt at this boundary."""

@@ -38,16 +38,18 @@ from .base import AccessHandler
 from .unicorn_context import ContextCodec
 from .unicorn_pins import FOREVER, UnicornPins
 from .unicorn_trap_intercepts import ALL, HLT
-from .unicorn_traps import HALTED, VMCB, VMCB_SIZE, GuestRam, Platform, TrapUnit, vmcb_bytes
+from .unicorn_traps import AGAIN, HALTED, VMCB, VMCB_SIZE, GuestRam, Platform, TrapUnit, vmcb_bytes
 
 if TYPE_CHECKING:
     from .unicorn import UnicornVm
 
-__all__ = ["DB", "FOREVER", "GP", "INTERCEPTS", "PAGE", "UnicornVcpu", "check"]
+__all__ = ["DB", "FOREVER", "GP", "INTERCEPTS", "PAGE", "PF", "UnicornVcpu", "check"]
 
 PAGE = 4096
 #: Vectors.
-DB, GP = 1, 13
+DB, GP, PF = 1, 13, 14
+#: The guest has fetched from where no memory is.
+_FETCHES = (uc_const.UC_ERR_FETCH_UNMAPPED, uc_const.UC_ERR_FETCH_PROT)
 #: From here on a number of the INTR hook is no vector, but an intercept.
 INTERCEPTS = 0x100
 
@@ -225,7 +227,9 @@ class UnicornVcpu(UnicornPins):
         return self._traps.raised(number)
 
     def _after_trap(self, result: str | None) -> None:
-        if result == HALTED:
+        if result == AGAIN:
+            self._give_way()
+        elif result == HALTED:
             self._hlt = True
             self._leave()
         elif result is not None:
@@ -269,14 +273,25 @@ class UnicornVcpu(UnicornPins):
 
     # -- what the end of a run means
 
+    def _settle_fetch(self, status: int) -> int:
+        """The engine has stopped with `status`, which is 0 where it was for a fetch that it made too early:
+        then, or where the next instruction was to be executed alone, see `unicorn_trap_fetch`."""
+        failed = status in _FETCHES
+        if failed or self._traps.fetches.alone_at is not None:
+            if self._traps.fetches.ended(failed=failed):
+                return 0
+        return status
+
     def _failed_exit(self, status: int) -> Exit:
         """The exit for a triple fault, or a status of `uc_emu_start` other than OK."""
         if self._shutdown is not None:
             cause, self._shutdown = self._shutdown, None
             return Shutdown(cause)
         state = self._read_state()
-        if status in (uc_const.UC_ERR_FETCH_UNMAPPED, uc_const.UC_ERR_FETCH_PROT):
-            return FetchUnmapped(state.linear_rip)
+        if status in _FETCHES:
+            linear = state.linear_rip
+            # An instruction that begins in memory ends where none is.
+            return FetchUnmapped((linear | PAGE - 1) + 1 if self._traps.code(1) else linear)
         if status in (uc_const.UC_ERR_READ_UNMAPPED, uc_const.UC_ERR_WRITE_UNMAPPED):
             return Shutdown(f"a page table of CR3 {state.cr3:#x} lies where there is no memory")
         return Unsupported(status)
@@ -291,6 +306,8 @@ class UnicornVcpu(UnicornPins):
         state.events.nmi_pending = self._nmi
         state.events.interrupt = self._interrupt
         state.cr8 = self._cr8
+        if self._traps.fetches.alone_at is not None:  # of a handler: the shadow is not the guest's
+            state.events.sti_shadow = state.events.mov_ss_shadow = False
         return state
 
     @property

@@ -31,6 +31,7 @@ CONSTANTS = {
     "RDI": 0x66666666,
     "ES_BASE": 0x77777777,
     "CR0": 0x88888888,
+    "CR2": 0x87878787,
     "EFLAGS": 0x21212121,
     #: The lazy flags: the source operand, and the last operation.
     "CC_SOURCE": 0x27272727,
@@ -163,14 +164,36 @@ leave:
     # INT n and its like and for #DB it is cleared, as the engine keeps it for longer than an
     # instruction. A fault has not retired its instruction. Were
     # EXCEPTION_IS_INT left set, the next intercept would be taken for an INT, too. Faults of accesses
-    # (#SS, #GP, #PF) whose lazy source operand could be the flags come to Python first, with 0x10000. And
-    # Python is asked to mark the descriptors of CS and SS as accessed, which QEMU does not.
+    # (#SS, #GP, #PF) whose lazy source operand could be the flags come to Python first, with 0x10000; and
+    # before that, with 0x30000, a #PF of a fetch from a page's start, unless the block is of one
+    # instruction (the shadow of STI): if the answer is not 0 it is forgotten. And Python is asked to mark the descriptors of CS and SS as accessed, which QEMU does not.
     "trap": """
     cmp esi, 0x100
     jae slow
     cmp qword ptr [rdx+DELIVERING], 0
     jne slow
     mov r10, [rdx+ENV]
+    cmp esi, 14
+    jne due
+    cmp qword ptr [rdx+WALKED], 0
+    jne due
+    test dword ptr [r10+CR2], 0xfff
+    jne due
+    test dword ptr [r10+HFLAGS], 8
+    jne due
+    push rsi
+    push rdx
+    mov edi, 0x30000
+    movabs rax, CALLBACK
+    sub rsp, 8
+    call rax
+    add rsp, 8
+    pop rdx
+    pop rsi
+    test eax, eax
+    jne again
+    mov r10, [rdx+ENV]
+due:
     lea eax, [rsi-12]
     cmp eax, 2
     ja mended
@@ -222,6 +245,7 @@ deliver:
     and eax, 0x1100
     cmp eax, 0x1000
     je loaded
+again:
     mov eax, 1
     ret
 loaded:
@@ -505,13 +529,15 @@ CODE = {
         "74def785232323230800000075d248c7411803000000eb0848c741180100000048b81111111111111111ffe0"
     ),
     "trap": bytes.fromhex(
-        "81fe000100000f83150100004883bab0000000000f85070100004c8b52208d46f483f80277394183ba29292929"
-        "01742f41f782272727272af7ffff752256528dbe0000010048b822222222222222224883ec08ffd04883c4085a"
-        "5e4c8b522089f64889b2b8000000418b8200252525488982c0000000418b8204252525488982c80000004183a2"
-        "23232323f74181a221212121fffffeff85c0751483fe01740f41818a212121210000010048ff4a285248c782b0"
-        "00000001000000488bbaa800000048b81919191919191919ffd05a4c8b522041c782042525250000000048c782"
-        "b00000000000000048ff82d0000000418b823131313125001100003d001000007419418b823535353525001100"
-        "003d001000007406b801000000c3be0000020089f748b822222222222222224883ec08ffd04883c408c3"
+        "81fe000100000f83670100004883bab0000000000f85590100004c8b522083fe0e754d4883ba20010000007543"
+        "41f78287878787ff0f0000753641f782232323230800000075295652bf0000030048b822222222222222224883"
+        "ec08ffd04883c4085a5e85c00f85fc0000004c8b52208d46f483f80277394183ba2929292901742f41f7822727"
+        "27272af7ffff752256528dbe0000010048b822222222222222224883ec08ffd04883c4085a5e4c8b522089f648"
+        "89b2b8000000418b8200252525488982c0000000418b8204252525488982c80000004183a223232323f74181a2"
+        "21212121fffffeff85c0751483fe01740f41818a212121210000010048ff4a285248c782b00000000100000048"
+        "8bbaa800000048b81919191919191919ffd05a4c8b522041c782042525250000000048c782b000000000000000"
+        "48ff82d0000000418b823131313125001100003d001000007419418b823535353525001100003d001000007406"
+        "b801000000c3be0000020089f748b822222222222222224883ec08ffd04883c408c3"
     ),
     "insn": bytes.fromhex("488b4128483b41307d0848ffc048894128c348c741180200000048b81111111111111111ffe0"),
     "in": bytes.fromhex(

@@ -23,7 +23,7 @@ from ...errors import NotSupported
 from ...exits import Access, MmioRead, MmioWrite, PortRead, PortWrite
 from ..unicorn_cut import MASK, STRING, AccessCutter
 from ..unicorn_traps import VMCB
-from ..unicorn_vcpu import DB, INTERCEPTS, PAGE, check
+from ..unicorn_vcpu import DB, INTERCEPTS, PAGE, PF, check
 from .flags import LazyFlags
 from .offsets import engine_offsets
 from .thunks import (
@@ -54,6 +54,8 @@ _NOTHING = VMCB + 0x1000
 _ALWAYS = 2
 #: Added to a vector: the trap thunk asks for the fault's flags to be mended.
 _FAULT = 0x10000
+#: Instead of a vector: a #PF of a fetch may have come too early. The answer tells whether it has.
+_FETCHED = 0x30000
 #: Instead of a vector: QEMU has loaded CS or SS from a descriptor that is not marked as accessed.
 _DELIVERED = 0x20000
 
@@ -125,6 +127,7 @@ class ReplayCutter(AccessCutter):
         self._watch(True)
         self._find_cpu()
         self._guard_stores()
+        self._traps.fetches.by_load = self._by_load
         self._install()
         if self._counting:
             self._counting = False
@@ -167,6 +170,10 @@ class ReplayCutter(AccessCutter):
         if self._guard is not None:
             check(uclib.uc_ctl(self._handle, _TLB_FLUSH), "flush the TLB")
             self._guard.forget()
+
+    def _by_load(self) -> bool:
+        """Whether the last miss of the TLB is known to be no fetch's."""
+        return self._guard is not None and self._words[Shared.WALKED] != 0
 
     def _watch(self, watched: bool) -> None:
         """Change between running watched, with the block hook, and running free, without.
@@ -523,9 +530,15 @@ class ReplayCutter(AccessCutter):
         if number < _FAULT:
             return self._on_trap(number)
         try:
+            if number == _FETCHED:
+                self._traps.cpu.save()
+                early = self._traps.fetches.again(hooked=False)
+                if early:
+                    self._give_way()
+                return early
             if number == _DELIVERED:
                 self._traps.mark_loaded()
-            else:
+            elif number != _FAULT + PF or self._guard is None or self._by_load():
                 self._lazy.faulted()
         except BaseException as error:
             self._error = error

@@ -154,6 +154,7 @@ class Thunks:
             "RDI": layout.registers + 7 * 8,
             "ES_BASE": layout.segments + 8,
             "CR0": layout.cr,
+            "CR2": layout.cr + 2 * 8,
             "CS_FLAGS": layout.segments + 1 * 24 + 20,
             "SS_FLAGS": layout.segments + 2 * 24 + 20,
             "EFLAGS": layout.flags,

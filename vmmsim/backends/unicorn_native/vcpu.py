@@ -179,6 +179,11 @@ class NativeVcpu(ReplayCutter):
 
     def _start(self) -> int:
         self._forget_pieces()
+        if self._traps.fetches.wanted_at is not None:
+            self._traps.fetches.begin()
+        return self._settle_fetch(self._execute())
+
+    def _execute(self) -> int:
         self._engine_halted[0] = 0
         self._executing = self._translated = True
         try:

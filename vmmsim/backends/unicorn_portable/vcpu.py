@@ -402,12 +402,15 @@ class PortableVcpu(AccessCutter):
         elif not self._counting:
             count = self._slice
             self._slice = min(2 * count, _SLICE if self._board is None else _SLICE_WITH_BOARD)
+        if self._traps.fetches.wanted_at is not None:
+            self._traps.fetches.begin()
         self._executing = True
         try:
             self._translated = True
             status: int = uclib.uc_emu_start(self._handle, self.codec.read_rip(), 0, 0, count)
         finally:
             self._executing = False
+        status = self._settle_fetch(status)
         if self._stopper is not None:
             self._unhook(self._stopper)
             self._stopper = None
