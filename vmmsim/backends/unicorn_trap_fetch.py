@@ -81,6 +81,16 @@ class FetchFaults:
         self._alone()
         return True
 
+    def forget(self) -> bool:
+        """In the hook for a #PF: forget one of a fetch, at which the run is to end before it."""
+        cpu = self._cpu
+        cpu.save()
+        if not self.fetching(_PF):
+            return False
+        cpu.ints[cpu.old_exception] = -1
+        cpu.restore()
+        return True
+
     def settle(self) -> None:
         """At a later fault or intercept, in the words just saved: a shadow of ours is none."""
         at, self.alone_at = self.alone_at, None
@@ -101,11 +111,13 @@ class FetchFaults:
         by which it `failed`, came too early: it is to be started again."""
         cpu = self._cpu
         cpu.save()
+        rip = cpu.words[cpu.rip]
         early = failed and not self._single()
+        if early or rip == self.alone_at:
+            self.wanted_at = rip
         if self.alone_at is not None:
             self.settle()
             cpu.restore()
-        self.wanted_at = cpu.words[cpu.rip] if early else None
         return early
 
     def _alone(self) -> None:

@@ -505,6 +505,9 @@ class ReplayCutter(AccessCutter):
         if not words[Shared.DELIVERING]:
             return super()._trapped(number)
         if words[Shared.DELIVERING] == _ALWAYS:
+            spent = words[Shared.INSNS] >= words[Shared.INSN_LIMIT]
+            if number == PF and spent and self._end_before_fetch(2):
+                return None
             result = super()._trapped(number)
             if number < INTERCEPTS:
                 words[Shared.TRAPS] += 1
@@ -520,6 +523,14 @@ class ReplayCutter(AccessCutter):
         error = words[Shared.ERROR] if vector in ERROR_CODE_VECTORS else None
         return self._traps.deliver(vector, error=error, kind="trap" if vector == DB else "fault")
 
+    def _end_before_fetch(self, reason: int) -> bool:
+        """In the hook for a #PF: end the run for `reason` (see Shared.REASON), if it is of a fetch."""
+        if not self._traps.fetches.forget():
+            return False
+        self._words[Shared.REASON] = reason
+        self._leave()
+        return True
+
     def _leave_store(self, size: int) -> None:
         if not self._counting:
             self._lazy.leaving(size)
@@ -532,10 +543,10 @@ class ReplayCutter(AccessCutter):
         try:
             if number == _FETCHED:
                 self._traps.cpu.save()
-                early = self._traps.fetches.again(hooked=False)
-                if early:
+                if self._traps.fetches.again(hooked=False):
                     self._give_way()
-                return early
+                    return 1
+                return self._words[Shared.BYTES] >= self._words[Shared.END] and self._end_before_fetch(1)
             if number == _DELIVERED:
                 self._traps.mark_loaded()
             elif number != _FAULT + PF or self._guard is None or self._by_load():

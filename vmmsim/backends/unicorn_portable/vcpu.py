@@ -49,7 +49,7 @@ from ...exits import (
 from ..unicorn_cut import MASK, AccessCutter
 from ..unicorn_lazy import STATUS
 from ..unicorn_registers import quick
-from ..unicorn_vcpu import FOREVER, GP, INTERCEPTS, PAGE, check
+from ..unicorn_vcpu import FOREVER, GP, INTERCEPTS, PAGE, PF, check
 
 if TYPE_CHECKING:
     from ..base import AccessHandler
@@ -177,6 +177,14 @@ class PortableVcpu(AccessCutter):
             self._keep.pop()
 
     def _trapped(self, number: int) -> str | None:
+        if number == PF:
+            stopping = self._stopper is not None or (self._counting and self._begun >= self._limit)
+            if stopping and self._traps.fetches.forget():
+                self._on_stop()
+                return None
+            # Where an access that crosses a page was left for a fault, Unicorn forgets that it is in none
+            # any more. It would not call the hooks for loads until the engine is started again.
+            self._at_boundary |= not self.codec.read(x86_const.UC_X86_REG_CR2) & PAGE - 1
         before = self._begun
         result = super()._trapped(number)
         if self._counting and number < INTERCEPTS and self._traps.was_fault:  # it has not retired
