@@ -108,7 +108,8 @@ def faulted_at(bench: Bench, rip: int, error: int, incs: int, address: int = EDG
     assert state.cr2 == address
     assert state.rbx == incs
     assert state.rax == 0
-    assert not state.events.sti_shadow and not state.events.mov_ss_shadow
+    assert not state.events.sti_shadow
+    assert not state.events.mov_ss_shadow
 
 
 BEFORE = [0, 2, 20, 200, 900, 1600]
@@ -220,7 +221,7 @@ def test_the_other_read_of_such_a_load_is_not_made_twice(backend: Backend) -> No
 
 @pytest.mark.parametrize("rdi", [EDGE - 2, EDGE - 4], ids=["crosses", "does not"])
 def test_loads_behind_a_fault_of_one_that_crosses(backend: Backend, rdi: int) -> None:
-    """Unicorn took the handler's loads from MMIO for parts of the one that had the fault: nobody was asked."""
+    """Unicorn took the handler's loads from MMIO for parts of the one with the fault: nobody was asked."""
     read = bytes.fromhex("8a 0e f4")  # mov cl, [rsi]; hlt
     load = bytes.fromhex("8b 07") + read  # mov eax, [rdi]
     with paged(backend, "l64", load, CODE, rsi=HOLE, rdi=rdi, rcx=0, handler=read) as bench:
@@ -288,8 +289,6 @@ class Pins:
         return self.vector
 
     def cr8_written(self, value: int, /) -> None: ...
-    def tsc(self) -> int:
-        return 0
 
 
 @pytest.mark.parametrize("before", [20, 900])
@@ -345,7 +344,8 @@ def test_into_no_memory(backend: Backend, mode: str, before: int, cut: int) -> N
         state = bench.vcpu.state()
         assert exit == FetchUnmapped(HOLE)
         assert (state.linear_rip, state.rbx, state.rax) == (HOLE - cut, before // 2, 0)
-        assert not state.events.sti_shadow and not state.events.mov_ss_shadow
+        assert not state.events.sti_shadow
+        assert not state.events.mov_ss_shadow
 
 
 def test_an_access_on_the_way_into_no_memory_is_made_once(backend: Backend) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from unicorn import x86_const
@@ -42,6 +43,7 @@ class UnicornPins(Vcpu):
 
     def __init__(self) -> None:
         self._board: Board | None = None
+        self._tsc: Callable[[], int] = time.monotonic_ns
         #: The board wants to be looked at; an NMI is pending; an interrupt is pending that the
         #: guest cannot take yet.
         self._look = self._nmi = self._want = False
@@ -66,9 +68,6 @@ class UnicornPins(Vcpu):
     def _stop_soon(self) -> None:
         """In a handler: end the run at the next boundary."""
 
-    def _tsc(self) -> int:
-        return self._board.tsc() if self._board is not None else time.monotonic_ns()
-
     def _cr8_written(self, value: int) -> None:
         self._cr8 = value
         if self._board is not None:
@@ -77,6 +76,9 @@ class UnicornPins(Vcpu):
     def connect(self, board: Board) -> None:
         self._board = board
         self._look = True
+
+    def keep_time(self, tsc: Callable[[], int]) -> None:
+        self._tsc = tsc
 
     def attention(self) -> None:
         self._look = True

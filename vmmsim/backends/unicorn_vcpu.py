@@ -34,7 +34,7 @@ from ..cpu.state import CpuState, Registers
 from ..cpu.validate import is_canonical, validate
 from ..errors import NotSupported, UsageError
 from ..exits import Access, Breakpoint, Exit, FetchUnmapped, ReadAccess, Shutdown, Unsupported
-from .base import AccessHandler
+from .base import AccessHandler, unanswered
 from .unicorn_context import ContextCodec
 from .unicorn_pins import FOREVER, UnicornPins
 from .unicorn_trap_intercepts import ALL, HLT
@@ -163,7 +163,7 @@ class UnicornVcpu(UnicornPins):
         self._ram = GuestRam(self.vm.regions)
         platform = Platform(
             cpuid=self._cpuid,
-            tsc=self._tsc,
+            tsc=lambda: self._tsc(),
             read_msr=self._msr_read,
             write_msr=self._msr_write,
             cr8=lambda: self._cr8,
@@ -276,11 +276,10 @@ class UnicornVcpu(UnicornPins):
     def _settle_fetch(self, status: int) -> int:
         """The engine has stopped with `status`, which is 0 where it was for a fetch that it made too early:
         then, or where the next instruction was to be executed alone, see `unicorn_trap_fetch`."""
-        failed = status in _FETCHES
-        if failed or self._traps.fetches.alone_at is not None:
-            if self._traps.fetches.ended(failed=failed):
-                return 0
-        return status
+        failed, fetches = status in _FETCHES, self._traps.fetches
+        if not failed and fetches.alone_at is None:
+            return status
+        return 0 if fetches.ended(failed=failed) else status
 
     def _failed_exit(self, status: int) -> Exit:
         """The exit for a triple fault, or a status of `uc_emu_start` other than OK."""
@@ -366,10 +365,7 @@ class UnicornVcpu(UnicornPins):
             raise UsageError("the vCPU is running", hint="let the handler return first")
         pending = self._pending
         if isinstance(pending, ReadAccess) and not pending.answered:
-            raise UsageError(
-                f"the exit '{pending.describe()}' was not answered",
-                hint="call exit.reply(value), or machine.answer(exit), before the vCPU runs on",
-            )
+            raise unanswered(pending)
 
     def _check_settable(self) -> None:
         """UsageError while an instruction is half done: a read of it waits for its answer."""

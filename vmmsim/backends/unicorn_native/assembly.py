@@ -168,7 +168,8 @@ leave:
     # EXCEPTION_IS_INT left set, the next intercept would be taken for an INT, too. Faults of accesses
     # (#SS, #GP, #PF) whose lazy source operand could be the flags come to Python first, with 0x10000; and
     # before that, with 0x30000, a #PF of a fetch from a page's start, unless the block is of one
-    # instruction (the shadow of STI): if the answer is not 0 it is forgotten. And Python is asked to mark the descriptors of CS and SS as accessed, which QEMU does not.
+    # instruction (the shadow of STI): if the answer is not 0 it is forgotten. And Python is asked to
+    # mark the descriptors of CS and SS as accessed, which QEMU does not.
     "trap": """
     mov dword ptr [rdi+RECURSION], 0
     cmp esi, 0x100
