@@ -8,6 +8,8 @@ through bus and device, with true widths, counted and remembered for a post-mort
 `inline_*` is `machine.run()`. `run_exit_*` is `vcpu.run()`, one exit at a time: the loop
 that KVM programs have, which leaves the engine at each access.
 
+`portable_*` is `machine.run()` on the portable engine.
+
 `*_mmio_write_zero` stores 0, which is a case of its own on Unicorn: INS stores one before it
 reads its port, and that one is no access of the guest.
 """
@@ -17,7 +19,18 @@ from __future__ import annotations
 import time
 from functools import partial
 
-from common import CPU, HOLE, Benchmark, Result, access_loop, compare, machine_with, unusable
+from common import (
+    ACCESSES,
+    CPU,
+    HOLE,
+    Benchmark,
+    Result,
+    access_loop,
+    compare,
+    engine,
+    machine_with,
+    unusable,
+)
 
 from vmmsim.exits import Access
 
@@ -95,6 +108,29 @@ def _run_inline(kind: str, quick: bool) -> list[Result]:
     return [result]
 
 
+def _portable(kind: str, quick: bool) -> list[Result]:
+    name = f"portable_{kind}"
+    if why := unusable("unicorn"):
+        return [Result(name=name, unit="accesses/s", backend="unicorn", skipped=why)]
+    ours, theirs = (500, 2_000) if quick else (30_000, 200_000)
+
+    def inline() -> float:
+        with engine("portable"):
+            return _inline(kind, ours)
+
+    result = compare(
+        name,
+        inline,
+        lambda: _binding(kind, theirs),
+        unit="accesses/s",
+        goal=None,
+        backend="unicorn",
+        clock=CPU,
+        rounds=1 if quick else 7,
+    )
+    return [result]
+
+
 def _run_exits(quick: bool) -> list[Result]:
     unit = "exits/s"
     if why := unusable("unicorn"):
@@ -120,5 +156,6 @@ def _run_exits(quick: bool) -> list[Result]:
 
 BENCHMARKS: dict[str, Benchmark] = {
     **{f"unicorn_{kind}": partial(_run_inline, kind) for kind in _GOALS},
+    **{f"portable_{kind}": partial(_portable, kind) for kind in ACCESSES},
     "unicorn_run_exit": _run_exits,
 }

@@ -8,7 +8,6 @@ Making the programs is a part of what is measured, not of the baseline.
 
 from __future__ import annotations
 
-import fcntl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +39,8 @@ def _fuzzed(pair: Pair, mode: str, count: int) -> float:
 
 
 def _bare(pair: Pair, mode: str, count: int) -> float:
+    import fcntl
+
     from unicorn.unicorn_py3.unicorn import uclib
 
     from vmmsim.backends import kvm_abi as abi

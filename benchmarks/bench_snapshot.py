@@ -7,14 +7,13 @@ number; all of them are alive, and each has run its first instruction and stored
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import gc
 import mmap
 import os
-import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -56,13 +55,18 @@ def _timed(action: Callable[[], object]) -> float:
 
 
 def _rounds(count: int, *sides: Callable[[], float]) -> list[float]:
-    """The medians of the sides, which take turns: some times one, then some times the next, since each
+    """The medians of the sides; see `_times`."""
+    return [median(mine) for mine in _times(count, *sides)]
+
+
+def _times(count: int, *sides: Callable[[], float]) -> list[list[float]]:
+    """The times of the sides, which take turns: some times one, then some times the next, since each
     empties the caches of the others."""
     times: list[list[float]] = [[] for _ in sides]
     for _ in range(-(-count // _BLOCK)):
         for mine, side in zip(times, sides, strict=True):
             mine += [side() for _ in range(_BLOCK)]
-    return [median(mine) for mine in times]
+    return times
 
 
 def _most(
@@ -74,6 +78,8 @@ def _most(
     unit: str,
     backend: str = "",
     of: str = "",
+    x: float | None = None,
+    x_unit: str = "",
 ) -> Result:
     """A result whose value is to be at most goal times the baseline, or at most the goal without one."""
     ratio = None if baseline is None else value / baseline
@@ -88,23 +94,22 @@ def _most(
         backend=backend,
         clock=WALL if unit in ("us", "ms", "s") else "",
         of=of,
+        x=x,
+        x_unit=x_unit,
     )
 
 
-def _restore(backend: str, quick: bool) -> list[Result]:
-    """Back to a snapshot of 64 MiB, after the guest has run and stored to pages."""
-    if why := unusable(backend):
-        return [Result(name=f"snapshot_restore_{backend}", unit="us", backend=backend, skipped=why)]
-    opened = open_backend(backend)[0]
-    rounds = 10 if quick else 200
+@contextlib.contextmanager
+def _restoring(
+    opened: Backend, used: int
+) -> Iterator[tuple[Machine, Callable[[int], float], Callable[[], float]]]:
+    """A machine of 64 MiB with a snapshot. Seconds to go back to it after the guest has run and stored to
+    some pages, and seconds to copy 64 MiB."""
     size = 64 * _MIB
     source, target = bytes(size), mmap.mmap(-1, size)
-    with _machine(opened, size, used=(4 if quick else 62) * _MIB) as machine:
+    with _machine(opened, size, used=used) as machine:
         machine.load(load_flat(_STORE_TO_PAGES, name="benchmark", load_address=_CODE, mode="p32"))
         snapshot = machine.snapshot()
-
-        def copy() -> float:
-            return _timed(lambda: target.__setitem__(slice(size), source))
 
         def back(pages: int) -> float:
             registers = machine.vcpu.registers()
@@ -113,12 +118,23 @@ def _restore(backend: str, quick: bool) -> list[Result]:
             machine.run()
             return _timed(lambda: machine.restore(snapshot))
 
+        yield machine, back, lambda: _timed(lambda: target.__setitem__(slice(size), source))
+    target.close()
+
+
+def _restore(backend: str, quick: bool) -> list[Result]:
+    """Back to a snapshot of 64 MiB, after the guest has run and stored to pages."""
+    if why := unusable(backend):
+        return [Result(name=f"snapshot_restore_{backend}", unit="us", backend=backend, skipped=why)]
+    opened = open_backend(backend)[0]
+    rounds = 10 if quick else 200
+    with _restoring(opened, (4 if quick else 62) * _MIB) as (machine, back, copy):
+
         def cpu() -> float:
             state = machine.vcpu.state()
             return _timed(lambda: machine.vcpu.set_state(state))
 
         copied, hundred, one, state = _rounds(rounds, copy, lambda: back(100), lambda: back(1), cpu)
-    target.close()
     opened.close()
     of = f"median of {rounds}"
     make = partial(_most, unit="us", backend=backend)
@@ -134,11 +150,46 @@ def _restore(backend: str, quick: bool) -> list[Result]:
     ]  # fmt: skip
 
 
+def _restore_curve(backend: str, quick: bool) -> list[Result]:
+    """The same over the number of pages that the guest has stored to, of 16384."""
+    name = f"restore_curve_{backend}"
+    if why := unusable(backend):
+        return [Result(name=name, unit="us", backend=backend, skipped=why)]
+    opened = open_backend(backend)[0]
+    rounds = 10 if quick else 50
+    points = (1, 64, 1024) if quick else (1, 4, 16, 64, 256, 1024, 2048, 4096, 7680)
+    with _restoring(opened, 62 * _MIB) as (_machine, back, copy):
+        times = _times(rounds, copy, *[partial(back, pages) for pages in points])
+    opened.close()
+    copied = median(times[0])
+    return [
+        Result(
+            name=f"{name}_{pages}",
+            unit="us",
+            value=median(mine) * 1e6,
+            baseline=copied * 1e6,
+            ratio=median(mine) / copied,
+            backend=backend,
+            clock=WALL,
+            of=f"median of {rounds}; copying 64 MiB",
+            low=min(mine) * 1e6,
+            high=max(mine) * 1e6,
+            baseline_low=min(times[0]) * 1e6,
+            baseline_high=max(times[0]) * 1e6,
+            x=pages,
+            x_unit="pages",
+        )
+        for pages, mine in zip(points, times[1:], strict=True)
+    ]
+
+
 def _cpu_state(quick: bool) -> list[Result]:
     """Saving the CPU and putting it back, as restoring does, against the bare ioctls of the same structs."""
     name = "snapshot_cpu_state_kvm"
     if why := unusable("kvm"):
         return [Result(name=name, unit="us", backend="kvm", skipped=why)]
+    import fcntl
+
     from vmmsim.backends import kvm_abi as abi
     from vmmsim.backends import kvm_state
 
@@ -272,6 +323,7 @@ def _alive(backend: str, most: int, quick: bool) -> list[Result]:
             f"{name}_{point['clones']}", point["uss"], None, _MIB, unit="bytes", backend=backend,
             of=f"Uss a clone, Pss {point['pss']:.0f}; "
             f"{point['mappings']:.1f} mappings, {point['fds']:.1f} fds each",
+            x=point["clones"], x_unit="clones",
         )
         for point in curve
     ]  # fmt: skip
@@ -279,6 +331,7 @@ def _alive(backend: str, most: int, quick: bool) -> list[Result]:
 
 def _alive_main(backend: str, count: int) -> None:
     import json
+    import resource
 
     opened = open_backend(backend)[0]
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -299,7 +352,7 @@ def _alive_main(backend: str, count: int) -> None:
             return (*_private(), mappings, len(os.listdir("/proc/self/fd")))
 
         before = held()
-        points = sorted({max(1, count // part) for part in (20, 4, 2, 1)})
+        points = sorted({point for point in (1, 5, 10, 50, 100, 250, 500) if point < count} | {count})
         for point in points:
             while len(alive) < point:
                 alive.append(_first(snapshot, opened, lambda: snapshot)[1])
@@ -331,6 +384,8 @@ def _files(quick: bool) -> list[Result]:
 BENCHMARKS: dict[str, Benchmark] = {
     "snapshot_restore_unicorn": partial(_restore, "unicorn"),
     "snapshot_restore_kvm": partial(_restore, "kvm"),
+    "restore_curve_unicorn": partial(_restore_curve, "unicorn"),
+    "restore_curve_kvm": partial(_restore_curve, "kvm"),
     "snapshot_cpu_state_kvm": _cpu_state,
     "clone_first_instruction_unicorn": partial(_latency, "unicorn"),
     "clone_first_instruction_kvm": partial(_latency, "kvm"),

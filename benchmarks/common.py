@@ -29,7 +29,9 @@ CLOCKS: dict[str, Callable[[], float]] = {CPU: time.thread_time, WALL: time.perf
 class Result:
     """One line of the report. `goal` is of the ratio, or as it says; `met` is None without one.
 
-    `skipped` is why there is no value.
+    `skipped` is why there is no value. `low` and `high` are the least and the most of the rounds that
+    `value` is of, `baseline_low` and `baseline_high` those of the baseline. A point of a curve has `x`, in
+    `x_unit`; its curve are the results whose names begin alike.
     """
 
     name: str
@@ -43,6 +45,12 @@ class Result:
     clock: str = ""
     of: str = ""
     skipped: str = ""
+    low: float | None = None
+    high: float | None = None
+    baseline_low: float | None = None
+    baseline_high: float | None = None
+    x: float | None = None
+    x_unit: str = ""
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
@@ -81,6 +89,10 @@ def compare(
         backend=backend,
         clock=clock,
         of=f"{'best' if clock == CPU else 'median'} of {rounds}",
+        low=min(rates[0]),
+        high=max(rates[0]),
+        baseline_low=min(rates[1]),
+        baseline_high=max(rates[1]),
     )
 
 

@@ -1,9 +1,9 @@
 /* The run loop of a VMM in plain C: what the exits of KVM cost without Python.
  *
- *     kvm_loop port|mmio n
+ *     kvm_loop port_out|port_in|mmio_write|mmio_read n
  *
  * A real-mode guest at 0x8000 writes AL n times to port 0x10, or to guest-physical 0x1000,
- * which is a hole (the talk's device page in vmmsim's machine), and halts. Prints exits per
+ * which is a hole (the talk's device page in vmmsim's machine), or reads it there, and halts. Prints exits per
  * second. bench_kvm.py compiles it with `gcc -O2` and runs the same guest bytes under vmmsim
  * beside it.
  */
@@ -19,7 +19,7 @@
 #include <unistd.h>
 
 /* mov al, 0x55; mov ecx, n; again: out 0x10, al (mov [0x1000], al); dec ecx; jnz again; hlt.
- * n is patched in at CODE + 4. */
+ * n is patched in at CODE + 4, for reads the opcode at CODE + 8: in al, 0x10; mov al, [0x1000]. */
 static const uint8_t PORT[] = {0xb0, 0x55, 0x66, 0xb9, 0, 0, 0, 0, 0xe6, 0x10, 0x66, 0x49, 0x75, 0xfa, 0xf4};
 static const uint8_t MMIO[] = {0xb0, 0x55, 0x66, 0xb9, 0, 0, 0, 0, 0xa2, 0x00, 0x10, 0x66, 0x49, 0x75, 0xf9, 0xf4};
 enum { RAM = 0x2000, SIZE = 0xe000, CODE = 0x8000 };
@@ -35,10 +35,11 @@ static void check(int ok, const char *what)
 int main(int argc, char **argv)
 {
     if (argc != 3) {
-        fprintf(stderr, "usage: kvm_loop port|mmio n\n");
+        fprintf(stderr, "usage: kvm_loop port_out|port_in|mmio_write|mmio_read n\n");
         return 2;
     }
-    int port = strcmp(argv[1], "port") == 0;
+    int port = strncmp(argv[1], "port", 4) == 0;
+    int in = strcmp(argv[1], "port_in") == 0, load = strcmp(argv[1], "mmio_read") == 0;
     uint32_t n = strtoul(argv[2], NULL, 0);
     int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
     check(kvm >= 0, "/dev/kvm");
@@ -48,6 +49,8 @@ int main(int argc, char **argv)
     check(ram != MAP_FAILED, "mmap");
     memcpy(ram + CODE - RAM, port ? PORT : MMIO, port ? sizeof PORT : sizeof MMIO);
     memcpy(ram + CODE - RAM + 4, &n, 4);
+    if (in || load)
+        ram[CODE - RAM + 8] = in ? 0xe4 : 0xa0;
     struct kvm_userspace_memory_region slot = {
         .guest_phys_addr = RAM, .memory_size = SIZE, .userspace_addr = (uintptr_t)ram};
     check(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &slot) == 0, "KVM_SET_USER_MEMORY_REGION");
@@ -65,7 +68,7 @@ int main(int argc, char **argv)
     check(ioctl(vcpu, KVM_SET_REGS, &regs) == 0, "KVM_SET_REGS");
 
     struct timespec t0, t1;
-    volatile uint64_t sink = 0; /* the device: takes each byte */
+    volatile uint64_t sink = 0; /* the device: takes each byte, and answers one */
     uint64_t exits = 0;
     clock_gettime(CLOCK_MONOTONIC, &t0);
     for (;;) {
@@ -74,6 +77,10 @@ int main(int argc, char **argv)
             sink += *((uint8_t *)run + run->io.data_offset);
         else if (run->exit_reason == KVM_EXIT_MMIO && run->mmio.is_write)
             sink += run->mmio.data[0];
+        else if (run->exit_reason == KVM_EXIT_IO)
+            *((uint8_t *)run + run->io.data_offset) = 0x41;
+        else if (run->exit_reason == KVM_EXIT_MMIO)
+            run->mmio.data[0] = 0x41;
         else
             break;
         exits++;

@@ -1,4 +1,4 @@
-"""All benchmarks: `python benchmarks/run.py [--json] [--only NAME] [--quick]`.
+"""All benchmarks: `python benchmarks/run.py [--json] [--only NAME]... [--quick]`.
 
 Each figure is measured against its baseline in the same run, in turn; see common.py. A
 goal that is missed is shown and changes the exit code only with --check.
@@ -10,8 +10,11 @@ import argparse
 import importlib
 import json
 import sys
+from datetime import UTC, datetime
+from typing import Any
 
 from common import Benchmark, Result
+from provenance import provenance
 
 _GROUPS = (
     "bench_guest_code",
@@ -30,13 +33,13 @@ _GROUPS = (
 )
 
 
-def collect(only: str | None) -> dict[str, Benchmark]:
-    """Benchmarks by name. `only` is the start of some names, or a group (`accesses`)."""
+def collect(only: list[str]) -> dict[str, Benchmark]:
+    """Benchmarks by name. Each of `only` is the start of some names, or a group (`accesses`)."""
     found: dict[str, Benchmark] = {}
     for group in _GROUPS:
         benchmarks: dict[str, Benchmark] = importlib.import_module(group).BENCHMARKS
-        whole = only is None or only in (group, group.removeprefix("bench_"))
-        found.update({name: run for name, run in benchmarks.items() if whole or name.startswith(str(only))})
+        whole = not only or group in only or group.removeprefix("bench_") in only
+        found.update({n: run for n, run in benchmarks.items() if whole or n.startswith(tuple(only))})
     return found
 
 
@@ -72,20 +75,29 @@ def _print_table(results: list[Result]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
-    parser.add_argument("--only", metavar="NAME", help="the benchmarks whose name starts so, or a group")
+    parser.add_argument("--json", action="store_true", help="print a JSON object instead of a table")
+    parser.add_argument(
+        "--only",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="the benchmarks whose name starts so, or a group; may be repeated",
+    )
     parser.add_argument("--quick", action="store_true", help="tiny sizes: that it works, not how fast")
     parser.add_argument("--check", action="store_true", help="exit with 1 when a goal is missed")
     arguments = parser.parse_args()
     benchmarks = collect(arguments.only)
-    if not benchmarks:
-        parser.error(f"no benchmark is named {arguments.only}; there are: {', '.join(collect(None))}")
+    for name in arguments.only:
+        if not collect([name]):
+            parser.error(f"no benchmark is named {name}; there are: {', '.join(collect([]))}")
+    measured: dict[str, Any] = provenance(sys.argv)
     results: list[Result] = []
     for name, benchmark in benchmarks.items():
         print(f"{name} ...", file=sys.stderr)
         results += benchmark(arguments.quick)
     if arguments.json:
-        print(json.dumps([r.json() for r in results], indent=2))
+        measured["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+        print(json.dumps({"measured": measured, "results": [r.json() for r in results]}, indent=2))
     else:
         _print_table(results)
     return 1 if arguments.check and any(r.met is False for r in results) else 0

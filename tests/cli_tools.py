@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import select
 import signal
 import subprocess
@@ -10,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 #: `jmp $`: no exit, ever.
 SPIN = bytes.fromhex("ebfe")
@@ -20,10 +23,24 @@ EXIT_WITH = "b0{:02x}e6f4"
 _COMMAND = [sys.executable, "-m", "vmmsim"]
 
 
+#: For tests of what is said of /dev/kvm: elsewhere its device is never looked at.
+kvm_host = pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64",
+    reason="KVM for x86 is Linux on x86-64",
+)
+
+
+def no_kvm(device: str) -> str:
+    """Why KVM cannot be used on this host when its device is `device`, which is not there."""
+    if sys.platform != "linux":
+        return "KVM is a part of Linux"
+    return f"{device} is missing" if platform.machine() == "x86_64" else "x86 guests need an x86-64 host"
+
+
 def environment(**extra: str) -> dict[str, str]:
     """This process's, without what would change the command line's answers."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("VMMSIM_") or k == "VMMSIM_UNICORN"}
-    for name in ("COLUMNS", "NO_COLOR", "FORCE_COLOR"):
+    for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
         kept.pop(name, None)
     return {**kept, **extra}
 

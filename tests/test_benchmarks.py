@@ -32,7 +32,9 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_every_figure_of_the_issue_as_json() -> None:
     ran = run("--json")
     assert ran.returncode == 0, ran.stderr
-    results = json.loads(ran.stdout)
+    report = json.loads(ran.stdout)
+    assert report["measured"].keys() >= {"date", "finished", "commit", "command", "machine", "quick", "load"}
+    results = report["results"]
     assert {r["name"] for r in results} >= EXPECTED
     for result in results:
         assert result.keys() >= FIELDS
@@ -53,7 +55,7 @@ def test_only_one_and_as_a_table() -> None:
 
 
 def test_a_group() -> None:
-    results = json.loads(run("--json", "--only", "startup").stdout)
+    results = json.loads(run("--json", "--only", "startup").stdout)["results"]
     assert [r["name"] for r in results] == ["import_vmmsim", "run_loop_unicorn", "run_loop_kvm"]
 
 
@@ -61,3 +63,13 @@ def test_a_name_that_does_not_exist() -> None:
     ran = run("--only", "nothing")
     assert ran.returncode == 2
     assert "no benchmark is named nothing" in ran.stderr
+
+
+def test_curves_have_their_points_and_their_spread() -> None:
+    ran = run("--json", "--only", "restore_curve_unicorn", "--only", "portable_port_in")
+    results = json.loads(ran.stdout)["results"]
+    assert [r["x"] for r in results] == [None, 1, 64, 1024]
+    assert {r["x_unit"] for r in results[1:]} == {"pages"}
+    for result in results:
+        assert result["low"] <= result["value"] <= result["high"]
+        assert result["baseline_low"] <= result["baseline"] <= result["baseline_high"]

@@ -105,17 +105,15 @@ def test_the_terminal_is_restored_after_bad_input(
     assert terminal.settings() == terminal.before
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-)
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_the_terminal_is_restored_after_a_signal(
-    number: int, code: int, tmp_path: Path, backend_name: str, on_terminal: Callable[..., Terminal]
+    name: str, code: int, tmp_path: Path, backend_name: str, on_terminal: Callable[..., Terminal]
 ) -> None:
     image = tmp_path / "spin"
     image.write_bytes(SPIN)
     terminal = on_terminal("run", image, "-b", backend_name)
     terminal.expect(BANNER)
-    terminal.child.send_signal(number)
+    terminal.child.send_signal(getattr(signal, name))
 
     assert terminal.end(5) == code
     assert terminal.settings() == terminal.before

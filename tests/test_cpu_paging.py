@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmmsim.cpu.paging import identity_4level, identity_32bit, identity_pae, linear_to_gpa
+from vmmsim.cpu.paging import identity_4level, identity_32bit, identity_pae, is_user_page, linear_to_gpa
 from vmmsim.cpu.state import CpuState
 from vmmsim.errors import UsageError
 
@@ -181,3 +181,15 @@ def test_bad_identity_mappings_are_refused() -> None:
         identity_pae(0x1000, size=8 * GIB)
     with pytest.raises(UsageError, match="identity mapping"):
         identity_32bit(0x1000, size=2 << 20)
+
+
+def test_a_page_is_the_users_when_each_entry_says_so() -> None:
+    levels = [0x2007, 0x3007, 0x4007, 0x9007]  # at 0x1000, 0x2000, 0x3000, 0x4000
+    places = [0x1000, 0x2000, 0x3000, 0x4000]
+    assert is_user_page(LONG, 0x123, tables(dict(zip(places, levels, strict=True))))
+    for level in range(4):
+        entries = [entry & ~4 if number == level else entry for number, entry in enumerate(levels)]
+        assert not is_user_page(LONG, 0x123, tables(dict(zip(places, entries, strict=True))))
+    big = {0x1000: 0x2007, 0x2000: 0x3007, 0x3000: 0x87}
+    assert is_user_page(LONG, 0x1FFFFF, tables(big))
+    assert not is_user_page(LONG, 0x200000, tables(big))  # not mapped

@@ -168,7 +168,7 @@ def test_ctrl_c_then_detach_then_attach_again(debug, tmp_path: Path) -> None:
         text = ""
         while "Continuing." not in text:
             text += gdb.stdout.readline()
-        time.sleep(0.2)
+        time.sleep(1.0)  # "Continuing." is said before the guest runs
         gdb.send_signal(signal.SIGINT)
         rest, _ = gdb.communicate("p *(unsigned *)0x9000\nkill\nquit\n", timeout=20)
     assert "Program received signal SIGINT" in rest

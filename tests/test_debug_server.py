@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from vmmsim.loaders.flat import load_flat
 
 #: again: inc dword ptr [0x9000]; jmp again. In 32-bit code.
 SPIN = bytes.fromhex("ff0500900000 ebf8")
+
+unix_sockets = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="uses Unix sockets")
 
 
 def spinning(backend: str) -> Machine:
@@ -68,6 +71,71 @@ def test_interrupts_come_one_by_one(backend_name: str) -> None:
         assert client.reply() == b"T02thread:1;"
 
 
+def switches(server: GdbServer) -> tuple[int, int]:
+    """How often the thread at the socket has woken and slept, and its CPU time in ticks."""
+    task = Path(f"/proc/self/task/{server._thread.native_id}")
+    lines = dict(line.split(":\t", 1) for line in (task / "status").read_text().splitlines() if ":\t" in line)
+    fields = (task / "stat").read_text().rpartition(")")[2].split()
+    return int(lines["voluntary_ctxt_switches"]), int(fields[11]) + int(fields[12])
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc")
+def test_a_debugger_that_asks_nothing_is_one_sleeping_thread(backend_name: str) -> None:
+    with served(spinning(backend_name), wait=True) as running:
+        client = running.client().start()
+        client.send(b"vCont;c")
+        await_progress(running, 1000)
+        deadline, before = time.monotonic() + PATIENCE, (-1, -1)
+        while before != (before := switches(running.server)):  # it has read the order, and sleeps again
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until:
+            await_progress(running, count(running))
+        assert switches(running.server) == before
+        client.socket.sendall(b"\x03")
+        assert client.reply() == b"T02thread:1;"
+
+
+def calls_of_a_run(backend: str, exits: int, attached: bool) -> int:
+    """Python functions called by a guest that makes so many exits, and by the debugger's thread."""
+    made = [0]
+    # mov ecx, exits; again: out 0x80, al; dec ecx; jnz again; hlt
+    code = b"\xb9" + exits.to_bytes(4, "little") + bytes.fromhex("e680 49 75fb f4")
+    machine = Machine(backend=backend, memory=1 << 20)
+    machine.load(load_flat(code, name="out", load_address=0x8000, mode="p32"))
+
+    def count_calls(_frame: object, event: str, _argument: object) -> None:
+        made[0] += event == "call"
+
+    threading.setprofile(count_calls)  # for threads that start from now on
+    try:
+        with served(machine, wait=True) if attached else machine as running:
+            if isinstance(running, Served):
+                client = running.client().start()
+                for end in (b"T", b"W"):  # stopped at its end, and gone
+                    client.send(b"vCont;c")
+                    assert client.reply()[:1] == end
+                running.join()
+            else:
+                thread = threading.Thread(target=machine.run)
+                thread.start()
+                thread.join(PATIENCE)
+    finally:
+        threading.setprofile(None)  # type: ignore[arg-type]
+    return made[0]
+
+
+def test_an_exit_costs_the_same_with_a_debugger(backend_name: str) -> None:
+    few, many = 500, 3000
+    costs = []
+    for attached in (False, True):
+        calls_of_a_run(backend_name, few, attached)  # what is imported and remembered at first
+        runs = [calls_of_a_run(backend_name, exits, attached) for exits in (few, many)]
+        costs.append((runs[1] - runs[0]) / (many - few))
+    assert costs[1] == pytest.approx(costs[0], rel=0.02)
+
+
 def test_detach_and_attach_again(backend_name: str) -> None:
     with served(spinning(backend_name), wait=True) as running:
         client = running.client().start()
@@ -112,6 +180,7 @@ def test_who_leaves_behind_the_end_ends_it(backend_name: str) -> None:
         assert running.join() == GuestExit(0)
 
 
+@unix_sockets
 @pytest.mark.unicorn
 def test_a_second_debugger_is_told_so(tmp_path: Path) -> None:
     with served(spinning("unicorn"), f"unix:{tmp_path / 'gdb'}", wait=True) as running:
@@ -175,6 +244,7 @@ def test_a_debugger_that_reads_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyP
             pytest.fail("nobody can attach any more")
 
 
+@unix_sockets
 @pytest.mark.unicorn
 def test_ctrl_c_in_vmmsims_own_terminal(tmp_path: Path) -> None:
     path = tmp_path / "gdb"
@@ -223,6 +293,7 @@ def text(stderr: str | bytes) -> str:
     return stderr.decode() if isinstance(stderr, bytes) else stderr
 
 
+@unix_sockets
 def test_a_unix_socket_that_was_left_over_is_taken_and_no_other(tmp_path: Path) -> None:
     path = tmp_path / "gdb"
     left = socket.socket(socket.AF_UNIX)

@@ -380,6 +380,28 @@ def test_native_user_code_is_refused_with_the_reason() -> None:
         assert debugger.register("rip") == 0x8000
 
 
+def test_a_breakpoint_in_native_user_code_is_refused_and_seen_elsewhere(backend_name: str) -> None:
+    with flat("90 90 e6 f4", backend_name, mode="l64u") as machine:
+        debugger = Debugger(machine)
+        answer = debugger.ask("Z0,8001,1")
+        if machine.backend.capabilities.native_user_code:
+            assert answer.startswith("E.a breakpoint at 0x8001")
+            assert "natively" in answer
+            # Where no user code can be: of an address that is not mapped nothing is known.
+            assert debugger.ask("Z0,ffffffff80000000,1") == "OK"
+        else:
+            assert answer == "OK"
+            assert debugger.ask("vCont;c") == "T05swbreak:;thread:1;"
+            assert debugger.register("rip") == 0x8001
+
+
+def test_a_breakpoint_in_a_page_of_the_kernel_is_seen(backend_name: str) -> None:
+    with flat("90 90 f4", backend_name, mode="l64") as machine:
+        debugger = Debugger(machine)
+        assert debugger.ask("Z0,8001,1") == "OK"
+        assert debugger.ask("vCont;c") == "T05swbreak:;thread:1;"
+
+
 @pytest.mark.unicorn
 @given(st.data())
 def test_whatever_is_asked_there_is_an_answer(data: st.DataObject) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cli_tools import kvm_host
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -122,6 +123,7 @@ class Recorder:
 # -- whether it is usable
 
 
+@kvm_host
 def test_a_missing_device_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VMMSIM_KVM_DEVICE", str(tmp_path / "kvm"))
     found = availability("kvm")
@@ -130,6 +132,7 @@ def test_a_missing_device_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert found.fix
 
 
+@kvm_host
 def test_a_device_that_is_no_kvm_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VMMSIM_KVM_DEVICE", "/dev/null")
     assert availability("kvm").reason == "/dev/null is not a KVM device"
@@ -138,6 +141,7 @@ def test_a_device_that_is_no_kvm_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     assert caught.value.exit_code == 126
 
 
+@kvm_host
 @pytest.mark.parametrize(
     ("number", "words"),
     [
@@ -161,6 +165,7 @@ def test_why_it_does_not_open_is_told(monkeypatch: pytest.MonkeyPatch, number: i
     assert found.fix
 
 
+@kvm_host
 def test_a_busy_cpu_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """KVM_CREATE_VM is EBUSY while another hypervisor holds VMX."""
     device = tmp_path / "kvm"
@@ -194,6 +199,7 @@ def test_a_signal_while_a_vm_is_made_is_no_failure(monkeypatch: pytest.MonkeyPat
     assert not signals
 
 
+@kvm_host
 def test_another_api_version_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "kvm").touch()
     monkeypatch.setenv("VMMSIM_KVM_DEVICE", str(tmp_path / "kvm"))

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable
 
 import pytest
+from context_tools import clear_old_exception, error_code
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from unicorn import UC_ARCH_X86, UC_HOOK_INTR, UC_MODE_64, Uc, UcError
@@ -462,24 +463,13 @@ def test_sti_shadow_of_the_guest(codec_class: type[Codec], start: Callable[[], C
     codec = codec_class(engine(bytes.fromhex("fb90f4")))  # sti; nop; hlt
     after = run(codec, start(), count=1)
     assert after.events == Events(sti_shadow=True)
-    assert codec.interrupt_shadow()
     codec.uc.emu_start(after.rip, 0, count=1)
-    assert not codec.interrupt_shadow()
     assert codec.read_state().events == Events()
 
 
 def test_mov_ss_shadow_of_the_guest(codec_class: type[Codec]) -> None:
     codec = codec_class(engine(bytes.fromhex("8ed090f4")))  # mov ss, ax; nop; hlt
     assert run(codec, real(), count=1).events == Events(mov_ss_shadow=True)
-
-
-def test_interrupt_shadow_alone() -> None:
-    codec = ContextCodec(engine())
-    codec.write_state(real(rflags=0x202))
-    codec.set_interrupt_shadow(True)
-    assert codec.read_state().events == Events(sti_shadow=True)
-    codec.set_interrupt_shadow(False)
-    assert codec.read_state().events == Events()
 
 
 def test_segment_base_whose_descriptor_was_edited_after_the_load(codec_class: type[Codec]) -> None:
@@ -508,7 +498,7 @@ def test_breakpoints_that_the_guest_has_armed(codec_class: type[Codec]) -> None:
     with pytest.raises(NotSupported, match="armed breakpoints"):
         codec.write_state(CpuState())
     assert codec.read_state() == armed
-    codec.clear_old_exception()
+    clear_old_exception(codec)
     registers = codec.read_registers()
     registers.rip = CODE + 0x20
     codec.write_registers(registers)
@@ -557,7 +547,7 @@ def test_page_faults_in_a_row(codec_class: type[Codec], clear: bool, expected: l
             codec.uc.emu_stop()
             return
         if clear:
-            codec.clear_old_exception()
+            clear_old_exception(codec)
         registers = codec.read_registers()
         registers.rip += 3
         codec.write_registers(registers)
@@ -571,7 +561,7 @@ def test_error_code(codec_class: type[Codec]) -> None:
     codec.write_state(protected(gdt=Table(GDT, 0x17), rax=0x123B))
     with pytest.raises(UcError):
         codec.uc.emu_start(0, 0)
-    assert codec.error_code() == 0x1238
+    assert error_code(codec) == 0x1238
 
 
 # --- the layout and the stubs ----------------------------------------------------------------

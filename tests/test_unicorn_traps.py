@@ -12,6 +12,7 @@ import struct
 from typing import Any
 
 import pytest
+from context_tools import error_code
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from unicorn import UC_HOOK_INSN, UC_HOOK_INSN_INVALID, UC_HOOK_INTR, UC_PROT_ALL, x86_const
@@ -899,7 +900,7 @@ def test_the_walk_agrees_with_the_engines(
     seen: list[tuple[int, int | None]] = []
 
     def look(_uc: int, number: int) -> None:
-        seen.append((number, guest.codec.error_code()))
+        seen.append((number, error_code(guest.codec)))
         uclib.uc_emu_stop(guest.uc._uch)
 
     guest._hook(UC_HOOK_INTR, _INTR(look))

@@ -1,4 +1,4 @@
-"""Write the pages of docs/ that come from the code: exits, capabilities, divergences.
+"""Write the pages of docs/ that come from the code: exits, capabilities, divergences, the reference.
 
 python tools/gen_docs.py          write them
 python tools/gen_docs.py --check  say which are stale; exit status 1 if one is
@@ -10,7 +10,11 @@ import argparse
 import inspect
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+
+from docs_api import GROUPS, details, names
+from docs_cli import verbs
 
 from vmmsim.backends.base import CAPABILITY_TABLE
 from vmmsim.diff import divergences
@@ -119,10 +123,60 @@ def divergence_page() -> str:
     return "\n".join(parts)
 
 
+def cli() -> str:
+    """docs/reference/cli.md"""
+    parts = [
+        "# Command line: every option\n",
+        _NOTE.format(source="the commands of vmmsim/cli"),
+        "What `vmmsim VERB --help` says, of all verbs. [Command line](../cli.md) has the rules that they\n"
+        "share: output, exit codes, how a CPU is chosen. Every verb also has `-h`, `--help`.\n",
+    ]
+    for usage, text, table in verbs():
+        name = " ".join(word for word in usage.split() if word.islower())
+        parts.append(f"## `{name}`\n\n```text\n{usage}\n```\n\n{text}\n")
+        if len(table) > 1:
+            parts.append(_table(table[0], table[1:]))
+    return "\n".join(parts)
+
+
+def api() -> str:
+    """docs/reference/api.md"""
+    parts = [
+        "# Python API\n",
+        _NOTE.format(source="the docstrings of vmmsim"),
+        "What a program may import; all else is the project's own and may change. Each page has the names\n"
+        "of its modules with their first sentences, and in the HTML (`sphinx-build -W docs docs/_build`)\n"
+        "whole docstrings and signatures behind them.\n",
+        _table(
+            ("page", "modules"),
+            [
+                (f"[{title}](api-{page}.md)", ", ".join(f"`{module}`" for module in modules))
+                for page, (title, modules) in GROUPS.items()
+            ],
+        ),
+        "```{toctree}\n:hidden:\n\n" + "\n".join(f"api-{page}" for page in GROUPS) + "\n```\n",
+    ]
+    return "\n".join(parts)
+
+
+def api_page(page: str) -> str:
+    """docs/reference/api-PAGE.md"""
+    title, modules = GROUPS[page]
+    parts = [f"# {title}\n", _NOTE.format(source="tools/docs_api.py and docstrings")]
+    for module, about in modules.items():
+        parts += [f"## {module}\n", f"{about}\n"]
+        parts.append(_table(("name", "what"), [(f"`{name}`", text) for name, text in names(module)]))
+        parts.append(details(module))
+    return "\n".join(parts)
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "exits.md": exits,
     "capabilities.md": capabilities,
     "divergences.md": divergence_page,
+    "reference/cli.md": cli,
+    "reference/api.md": api,
+    **{f"reference/api-{page}.md": partial(api_page, page) for page in GROUPS},
 }
 
 
@@ -136,6 +190,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             stale.append(name)
             if not check:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text, encoding="utf-8", newline="\n")
     for name in stale:
         print(f"docs/{name} {'is stale: run python tools/gen_docs.py' if check else 'written'}")

@@ -42,8 +42,11 @@ class Device(Protocol):
 
     widths: frozenset[int]
 
-    def read(self, offset: int, size: int, /) -> int: ...
-    def write(self, offset: int, size: int, value: int, /) -> None: ...
+    def read(self, offset: int, size: int, /) -> int:
+        """Answer a read of `size` bytes, one of `widths`: 0 <= answer < 2**(8*size), little-endian."""
+
+    def write(self, offset: int, size: int, value: int, /) -> None:
+        """Take a write of `size` bytes, one of `widths`; 0 <= value < 2**(8*size)."""
 
 
 class Mapping:
@@ -59,6 +62,7 @@ class Mapping:
 
     @property
     def end(self) -> int:
+        """The first address behind it."""
         return self.start + self.length
 
     def __repr__(self) -> str:
@@ -96,6 +100,7 @@ class Bus:
 
     @property
     def mappings(self) -> tuple[Mapping, ...]:
+        """What is on the bus, by ascending address."""
         return tuple(self._mappings)
 
     def attach(self, start: int, length: int, device: Device, name: str = "") -> Mapping:

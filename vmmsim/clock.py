@@ -22,6 +22,7 @@ from .errors import UsageError
 
 __all__ = ["CLOCKS", "SECOND", "Clock", "ExitClock", "HostClock", "InsnClock", "Timer"]
 
+#: Nanoseconds in a second.
 SECOND = 1_000_000_000
 #: A callback that arms its timer for a time that has passed already is called again at the
 #: next `run_due`: so much work is done at once and no more.

@@ -25,8 +25,9 @@ from .exits import (
 
 if TYPE_CHECKING:
     from .bus import Bus
+    from .snapshot.history import History
 
-__all__ = ["HISTORY", "Dispatcher", "Observer"]
+__all__ = ["HISTORY", "ByHand", "Dispatcher", "Observer"]
 
 #: How many accesses a post-mortem shows.
 HISTORY = 32
@@ -54,6 +55,7 @@ class Dispatcher:
         #: Who has the platform's MSRs: something with `msr_read` and `msr_write`.
         self.msrs: Any = None
         self._msr_counts: dict[type[Access], int] = {MsrRead: 0, MsrWrite: 0}
+        self._by_hand: dict[type[Access], int] = {}
         self.port_read, self._port_reads = self._reader(PortRead, ports)
         self.port_write, self._port_writes = self._writer(PortWrite, ports)
         self.mmio_read, self._mmio_reads = self._reader(MmioRead, mmio)
@@ -63,14 +65,14 @@ class Dispatcher:
         """RDMSR by `msrs`; None, which is #GP in the guest, without one that knows it."""
         value = self._ask_msrs(MsrRead, index, lambda: self.msrs.msr_read(index))
         if value is not None:
-            self._done(MsrRead, index, value)
+            self._tell(MsrRead, index, 8, value)
         return value
 
     def msr_write(self, index: int, value: int) -> bool:
         """As `msr_read`: False is #GP."""
         taken = bool(self._ask_msrs(MsrWrite, index, lambda: self.msrs.msr_write(index, value)))
         if taken:
-            self._done(MsrWrite, index, value)
+            self._tell(MsrWrite, index, 8, value)
         return taken
 
     def _ask_msrs(self, cls: type[Access], index: int, ask: Callable[[], int | None]) -> int | None:
@@ -83,22 +85,29 @@ class Dispatcher:
             self.failed = (cls, index, 8)
             raise
 
-    def _done(self, cls: type[Access], index: int, value: int) -> None:
-        self.history.append((cls, index, 8, value))
+    def _tell(self, cls: type[Access], address: int, size: int, value: int) -> None:
+        self.history.append((cls, address, size, value))
         for observer in self._observers:
-            observer(cls, index, 8, value)
+            observer(cls, address, size, value)
+
+    def by_hand(self, cls: type[Access], address: int, size: int, value: int) -> None:
+        """An access was answered in the place of its device: count it, and tell the observers."""
+        self._by_hand[cls] = self._by_hand.get(cls, 0) + 1
+        self._tell(cls, address, size, value)
 
     def counts(self) -> dict[str, int]:
         """Accesses so far by kind; kinds that did not happen are left out."""
         numbers = (self._port_reads(), self._port_writes(), self._mmio_reads(), self._mmio_writes())
-        counts = {cls.kind: n for cls, n in zip(ACCESS_EXITS, numbers, strict=True) if n}
-        return counts | {cls.kind: n for cls, n in self._msr_counts.items() if n}
+        counts = dict(zip(ACCESS_EXITS, numbers, strict=True)) | self._msr_counts
+        for cls, n in self._by_hand.items():
+            counts[cls] += n
+        return {cls.kind: n for cls, n in counts.items() if n}
 
     @property
     def total(self) -> int:
         """Accesses so far."""
         others = self._port_reads() + self._port_writes() + self._mmio_reads() + self._mmio_writes()
-        return others + sum(self._msr_counts.values())
+        return others + sum(self._msr_counts.values()) + sum(self._by_hand.values())
 
     def answer(self, exit: Access) -> None:
         """Answer an exit of `Vcpu.run` from the buses."""
@@ -176,3 +185,46 @@ class Dispatcher:
                     observer(cls, address, size, value)
 
         return write, lambda: count
+
+
+class ByHand:
+    """An AccessHandler over `devices` that gives the answers of `history` again, each at its access."""
+
+    def __init__(self, devices: Dispatcher, history: History) -> None:
+        self._devices = devices
+        self._history = history
+
+    def _given(self) -> bool:
+        return self._history.exits in self._history.answers
+
+    def _tell(self, cls: type[Access], address: int, size: int, value: int | None = None) -> int:
+        answer = value if value is not None else self._history.answers[self._history.exits] or 0
+        self._devices.by_hand(cls, address, size, answer)
+        return answer
+
+    def port_read(self, port: int, size: int, /) -> int:
+        return self._tell(PortRead, port, size) if self._given() else self._devices.port_read(port, size)
+
+    def mmio_read(self, gpa: int, size: int, /) -> int:
+        return self._tell(MmioRead, gpa, size) if self._given() else self._devices.mmio_read(gpa, size)
+
+    def msr_read(self, index: int, /) -> int | None:
+        return self._tell(MsrRead, index, 8) if self._given() else self._devices.msr_read(index)
+
+    def port_write(self, port: int, size: int, value: int, /) -> None:
+        if self._given():
+            self._tell(PortWrite, port, size, value)
+        else:
+            self._devices.port_write(port, size, value)
+
+    def mmio_write(self, gpa: int, size: int, value: int, /) -> None:
+        if self._given():
+            self._tell(MmioWrite, gpa, size, value)
+        else:
+            self._devices.mmio_write(gpa, size, value)
+
+    def msr_write(self, index: int, value: int, /) -> bool:
+        if self._given():
+            self._tell(MsrWrite, index, 8, value)
+            return True
+        return self._devices.msr_write(index, value)

@@ -74,9 +74,11 @@ class Access(Exit):
 
     @property
     def answered(self) -> bool:
+        """Whether `reply` was called: a read has its value, a write need not be shown to a device."""
         raise AssertionError  # pragma: no cover - both subclasses define it
 
     def value_text(self) -> str:
+        """The value in hexadecimal with all its digits, or `?` while there is none."""
         return "?"
 
     def describe(self) -> str:
@@ -405,4 +407,5 @@ EXITS: tuple[type[Exit], ...] = (
     BudgetSpent,
     Breakpoint,
 )
+#: The accesses that devices answer.
 ACCESS_EXITS: tuple[type[Access], ...] = (PortRead, PortWrite, MmioRead, MmioWrite)

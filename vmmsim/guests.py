@@ -31,6 +31,7 @@ class MemoryCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def data(self) -> bytes:
+        """`hex` as bytes."""
         return bytes.fromhex(self.hex)
 
 

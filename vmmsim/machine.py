@@ -328,11 +328,11 @@ class Machine(TimeTravel):
             began = self.processors.insns()
             self._running = self._inline = True
             try:
-                with self._chipset or contextlib.nullcontext():
+                with self.watched():
                     if single is None:
-                        exit = self.processors.run(self.accesses, left)
+                        exit = self.processors.run(self._answers(), left)
                     else:
-                        exit = self.processors.run_one(single, self.accesses)
+                        exit = self.processors.run_one(single, self._answers())
             finally:
                 self._running = self._inline = False
             if left is not None:
@@ -354,14 +354,14 @@ class Machine(TimeTravel):
         `processors.current` is the number of the one that made the exit.
         """
         with contextlib.ExitStack() as watch:
-            watch.enter_context(self._chipset or contextlib.nullcontext())
+            watch.enter_context(self.watched())
             while True:
                 restored = self._restored
                 exit = self.step_exit()
                 yield exit
                 if restored != self._restored:  # it was of another time, by another clock
                     watch.close()
-                    watch.enter_context(self._chipset or contextlib.nullcontext())
+                    watch.enter_context(self.watched())
                     continue
                 if self.processors.goes_on(exit):
                     continue
@@ -374,15 +374,20 @@ class Machine(TimeTravel):
                         yield stop
                         return
 
-    def step_exit(self) -> Exit:
-        """Run to the next exit, whatever it is, and return it unanswered."""
+    def watched(self) -> contextlib.AbstractContextManager[object]:
+        """Around `step_exit`, as around a run: the host's clock, if that is the machine's, is heeded."""
+        return self._chipset or contextlib.nullcontext()
+
+    def step_exit(self, *, single: bool = False) -> Exit:
+        """Run to the next exit, whatever it is, and return it unanswered. `single`: run one instruction of
+        the vCPU whose turn it is; BudgetSpent if it has made no exit. NotSupported as by `step`."""
         self._check_idle()
         self._tell_ends("rearm")
         self._running = True
         began = time.perf_counter()
         try:
             with DeferredSignals(self.cancel, self._uncancel):
-                exit = self.processors.step()
+                exit = self.processors.step_single() if single else self.processors.step()
         finally:
             self._running = False
             self.seconds += time.perf_counter() - began
@@ -398,6 +403,7 @@ class Machine(TimeTravel):
         """Let the devices answer an exit of `step_exit`. Returns the exit that a device asked
         the machine to end with, if one did. Raises DeviceError when a device raised; a read
         is then answered with all ones."""
+        self._forget_answers()
         self._stop = self.accesses.failed = None
         self._answering = True
         try:
@@ -415,8 +421,7 @@ class Machine(TimeTravel):
         finally:
             self._answering = False
         stop = self._stop
-        if self._between and self.whole():
-            self._do_between()
+        self._finish_between()
         return stop
 
     def request_stop(self, exit: Exit) -> None:
@@ -512,6 +517,11 @@ class Machine(TimeTravel):
             raise GuestError(f"the machine ended first: {exit.describe()}")
 
     # -- the end
+
+    @property
+    def halts(self) -> int:
+        """How often a vCPU has executed HLT."""
+        return self._end_counts.get(Halt.kind, 0)
 
     def counts(self) -> dict[str, int]:
         """Exits so far by kind, with those other than accesses that ended a run."""

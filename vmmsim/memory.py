@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GPA_LIMIT", "PAGE_SIZE", "GuestMemory", "Region", "format_size", "parse_size"]
 
+#: Bytes in a page.
 PAGE_SIZE = 4096
 #: RAM lies below this address (SDM vol. 3, 4.1.4: MAXPHYADDR; the contract's 2**48).
 GPA_LIMIT = 1 << 48
@@ -130,6 +131,7 @@ class GuestMemory:
 
     @property
     def regions(self) -> tuple[Region, ...]:
+        """RAM and ROM, by ascending address."""
         return tuple(self._regions)
 
     @property

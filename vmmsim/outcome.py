@@ -24,6 +24,7 @@ __all__ = ["GUEST_CODES", "UNHANDLED", "Outcome", "exit_code", "outcome"]
 GUEST_CODES = 120
 
 _TRIPLE_FAULT = 120
+#: The process's exit code for an exit that nobody handles.
 UNHANDLED = 121
 _SPENT = 124
 _INTERRUPTED = 130

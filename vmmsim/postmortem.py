@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from .cpu.state import CpuState
 from .disasm import CodeReader
 from .errors import DeviceError, VmmsimError
+from .exit_text import owner, place
 from .exits import (
     Access,
     BudgetSpent,
@@ -18,7 +19,6 @@ from .exits import (
 )
 
 if TYPE_CHECKING:
-    from .bus import Bus
     from .machine import Machine
 
 __all__ = ["access_line", "hints", "postmortem"]
@@ -58,13 +58,8 @@ def postmortem(machine: Machine, end: Exit | VmmsimError) -> str:
 
 def access_line(machine: Machine, cls: type[Access], address: int, size: int, value: int) -> str:
     """One access for people, with the name of its device."""
-    port = cls.space == "port"
-    bus: Bus = machine.ports if port else machine.mmio
-    mapping = bus.find(address)
-    rom = not port and machine.memory.region_at(address) is not None
-    name = mapping.name if mapping else ("ROM" if rom else "nobody")
-    where = f"port {address:#06x}" if port else f"gpa {address:#010x}"
     verb = "write" if cls.is_write else "read "
+    where, name = place(cls, address), owner(machine, cls, address)
     return f"{verb} {size} {where} = {value:#0{2 + 2 * size}x}  {name}"
 
 

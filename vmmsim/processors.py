@@ -188,8 +188,8 @@ class Processors:
             elif self._is_end(item, exit):
                 return exit
 
-    def run_one(self, number: int, handler: AccessHandler) -> Exit:
-        """One instruction of vCPU `number`: see `Machine.step`."""
+    def run_one(self, number: int, handler: AccessHandler | None) -> Exit:
+        """One instruction of vCPU `number`: see `Machine.step`; without a handler, `Machine.step_exit`."""
         item = self.items[number]
         interrupts = self._chipset is not None and self._chipset.clock.deterministic
         if not item.ready() and item.status is HALTED and item.board is not None:
@@ -210,12 +210,18 @@ class Processors:
         exit = item.vcpu.step(handler, interrupts=interrupts)
         if isinstance(exit, Halt):
             self._halt(item)
+            if handler is None:
+                return exit
             self._on_halt(exit)
             if item.board is not None and item.can_wake():
                 return BudgetSpent("insns", 1)
         elif isinstance(exit, Cancelled):
             self.uncancel()
         return exit
+
+    def step_single(self) -> Exit:
+        """As `step`, but no further than behind one instruction of the current vCPU: BudgetSpent."""
+        return self.run_one(self.current, None)
 
     def set_breakpoints(self, addresses: frozenset[int]) -> None:
         """Of all vCPUs: see `Vcpu.set_breakpoints`."""

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, ClassVar
 
 from .chassis import Chassis
+from .dispatch import ByHand
 from .errors import UsageError
-from .exits import Exit
+from .exits import Access, Exit
 
 if TYPE_CHECKING:
-    from .backends.base import Backend, Vcpu
+    from .backends.base import AccessHandler, Backend, Vcpu
     from .budget import Budget
     from .devices.base import CharSource
     from .processors import Processors
@@ -92,6 +93,10 @@ class TimeTravel(Chassis):
     @abstractmethod
     def _check_idle(self) -> None: ...
 
+    @property
+    @abstractmethod
+    def halts(self) -> int: ...
+
     def between(self, action: Callable[[], None]) -> None:
         """For devices and observers, in a run: do `action` behind the instruction that is being
         answered, and run on. There the machine may be looked at, snapshotted and restored.
@@ -105,6 +110,11 @@ class TimeTravel(Chassis):
         self._between.append(action)
         if self._inline:
             self.request_stop(Pause())
+
+    def _finish_between(self) -> None:
+        """Behind an answer: do it if that was the instruction's last access."""
+        if self._between and self.whole():
+            self._do_between()
 
     def _do_between(self) -> None:
         actions, self._between = self._between, []
@@ -169,6 +179,38 @@ class TimeTravel(Chassis):
             raise UsageError("the machine has no history", hint="call machine.history(exits(1000)) before")
         self._check_idle()
         return self._history.back(count, unit)
+
+    def answer_by_hand(self, exit: Access, value: int | None = None) -> None:
+        """Answer an exit of `step_exit` in the place of the devices, which see nothing of it: a read with
+        `value`; a write is kept from them. With a history, `back` gives the same answer again on its way
+        forward. Raises UsageError for a value that does not fit."""
+        self._forget_answers()
+        if exit.is_write:
+            exit.reply()  # type: ignore[attr-defined]
+        else:
+            exit.reply(value)  # type: ignore[attr-defined]
+        if self._history is not None:
+            self._history.answers[self._history.exits] = value
+        self._answering = True
+        try:
+            self.accesses.by_hand(type(exit), exit.address, exit.size, exit.value)  # type: ignore[attr-defined]
+        finally:
+            self._answering = False
+        self._finish_between()
+
+    def _answers(self) -> AccessHandler:
+        """What answers a run's accesses: the devices, and on a way forward that was gone before what was
+        answered by hand."""
+        if not self.muted:
+            self._forget_answers()
+        if self._history is None or not self._history.answers:
+            return self.accesses
+        return ByHand(self.accesses, self._history)
+
+    def _forget_answers(self) -> None:
+        """What follows is new: answers that were given by hand further on are nobody's."""
+        if self._history is not None and not self.muted:
+            self._history.forget_answers()
 
     @property
     def restored(self) -> int:

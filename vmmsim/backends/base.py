@@ -47,12 +47,23 @@ class AccessHandler(Protocol):
     MSRs of `VmOptions.msrs` only: None, or False, is #GP(0) in the guest.
     """
 
-    def port_read(self, port: int, size: int, /) -> int: ...
-    def port_write(self, port: int, size: int, value: int, /) -> None: ...
-    def mmio_read(self, gpa: int, size: int, /) -> int: ...
-    def mmio_write(self, gpa: int, size: int, value: int, /) -> None: ...
-    def msr_read(self, index: int, /) -> int | None: ...
-    def msr_write(self, index: int, value: int, /) -> bool: ...
+    def port_read(self, port: int, size: int, /) -> int:
+        """IN, or an element of INS, at `port` (0 to 0xFFFF)."""
+
+    def port_write(self, port: int, size: int, value: int, /) -> None:
+        """OUT, or an element of OUTS."""
+
+    def mmio_read(self, gpa: int, size: int, /) -> int:
+        """A load from the guest-physical `gpa`, where no memory is."""
+
+    def mmio_write(self, gpa: int, size: int, value: int, /) -> None:
+        """A store to `gpa`, where no memory is, or to ROM."""
+
+    def msr_read(self, index: int, /) -> int | None:
+        """RDMSR of an MSR of `VmOptions.msrs`: 64 bits."""
+
+    def msr_write(self, index: int, value: int, /) -> bool:
+        """WRMSR of one; whether it was taken."""
 
 
 class WrappedHandler:
@@ -146,7 +157,8 @@ CAPABILITY_TABLE: dict[str, tuple[str, str]] = {
     ),
     "native_user_code": (
         "yes or no",
-        "64-bit code at CPL 3 runs on the host's own CPU, with the host's CPUID and features.",
+        "64-bit code at CPL 3 runs on the host's own CPU, with the host's CPUID and features. Breakpoints "
+        "are not seen there; gdb is refused one where that can be known.",
     ),
     "parallel_vcpus": (
         "yes or no",
@@ -220,10 +232,12 @@ class Vcpu(ABC):
         write counts as made, a read answers all ones) and the exception propagates.
         """
 
-    def step(self, handler: AccessHandler, *, interrupts: bool = False) -> Exit:
+    def step(self, handler: AccessHandler | None, *, interrupts: bool = False) -> Exit:
         """Exactly one instruction (of a REP, one iteration or more), with `handler` answering.
 
-        BudgetSpent of 1 insns when it is done, or what it came to: Halt, Shutdown and so on. Without
+        BudgetSpent of 1 insns when it is done, or what it came to: Halt, Shutdown and so on. Without a
+        handler its first access ends the step, unanswered, as an exit of `run` does; `settle` finishes the
+        instruction then, or, while not `whole`, `run` has its next access. Without
         `interrupts` none is taken before it, which a debugger's user does not expect (KVM never takes
         one). Breakpoints are ignored. NotSupported, with the reason, where the CPU cannot.
         """
@@ -290,7 +304,9 @@ class Vcpu(ABC):
         """General registers, RIP and RFLAGS: cheaper than `state()`."""
 
     @abstractmethod
-    def set_registers(self, registers: Registers) -> None: ...
+    def set_registers(self, registers: Registers) -> None:
+        """Replace the general registers, RIP and RFLAGS. UsageError for values that no CPU can hold here,
+        and at a read that waits for its answer; nothing is changed then."""
 
     @abstractmethod
     def state(self) -> CpuState:
@@ -336,7 +352,9 @@ class Vcpu(ABC):
         """Raises NotSupported for an MSR that this backend does not have."""
 
     @abstractmethod
-    def write_msr(self, index: int, value: int) -> None: ...
+    def write_msr(self, index: int, value: int) -> None:
+        """Raises NotSupported for an MSR that this backend does not have or that refuses the value,
+        UsageError for a value that none can have (64 bits; addresses are canonical)."""
 
     @property
     @abstractmethod
@@ -364,7 +382,8 @@ class Vm(ABC):
         """The host wrote guest memory: forget translated code there."""
 
     @abstractmethod
-    def create_vcpu(self) -> Vcpu: ...
+    def create_vcpu(self) -> Vcpu:
+        """The next vCPU. UsageError for more than `VmOptions.vcpus`, HostError when the host has no room."""
 
     @abstractmethod
     def close(self) -> None:
@@ -383,7 +402,8 @@ class Backend(ABC):
 
     @property
     @abstractmethod
-    def capabilities(self) -> Capabilities: ...
+    def capabilities(self) -> Capabilities:
+        """What it can do on this host; `CAPABILITY_TABLE` says what that means."""
 
     @property
     @abstractmethod
@@ -392,7 +412,8 @@ class Backend(ABC):
         `unicorn-2.1.4/native`, `unicorn-2.1.4/portable`."""
 
     @abstractmethod
-    def create_vm(self, options: VmOptions | None = None) -> Vm: ...
+    def create_vm(self, options: VmOptions | None = None) -> Vm:
+        """A VM with nothing in it. HostError when the host has no room for it."""
 
     def close(self) -> None:  # noqa: B027 - most backends hold nothing
         """Free what the backend holds on the host. VMs that exist live on. May be called twice."""

@@ -526,10 +526,12 @@ class KvmVcpu(Vcpu):
             self._cpu.breakpoints = tuple(sorted(addresses))
             self._cpu.guest_debug(abi.GuestDebug())
 
-    def step(self, handler: AccessHandler, *, interrupts: bool = False) -> Exit:
+    def step(self, handler: AccessHandler | None, *, interrupts: bool = False) -> Exit:
         self._prepare(None)
         self._settle()
         if self._queue:
+            if handler is None:
+                return self._deliver(self._queue.popleft())
             self._answer_queue(handler)
         cpu, pins = self._cpu, self._pins
         breakpoints, cpu.breakpoints = cpu.breakpoints, ()
@@ -545,7 +547,7 @@ class KvmVcpu(Vcpu):
                     "this host's KVM runs 64-bit code at CPL 3 natively, where it has no single step",
                     hint="set a breakpoint at CPL 0 and continue; or use backend unicorn",
                 )
-            exit = self.run_inline(_once(self, handler))
+            exit = self.run() if handler is None else self.run_inline(_once(self, handler))
             return _STEPPED if isinstance(exit, Breakpoint) else exit
         finally:
             self._stepping = False

@@ -95,7 +95,7 @@ class BankedVcpu(Vcpu):
     def run_inline(self, handler: AccessHandler, *, max_insns: int | None = None) -> Exit:
         return self._in().run_inline(handler, max_insns=max_insns)
 
-    def step(self, handler: AccessHandler, *, interrupts: bool = False) -> Exit:
+    def step(self, handler: AccessHandler | None, *, interrupts: bool = False) -> Exit:
         return self._in().step(handler, interrupts=interrupts)
 
     def set_breakpoints(self, addresses: frozenset[int]) -> None:

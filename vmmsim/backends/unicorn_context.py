@@ -78,27 +78,6 @@ class ContextCodec(RegisterAccess):
         self.layout = layout
         self._context = ContextBytes(uc)
 
-    def error_code(self) -> int | None:
-        """The error code of the exception just raised; 0 for one that has none."""
-        return _INT.unpack_from(self._context.save(), self.layout.error_code)[0] & 0xFFFFFFFF
-
-    def clear_old_exception(self) -> None:
-        """Forget the last exception. Call it after each delivery: Unicorn itself never
-        does, and would make the next page fault a double fault."""
-        _INT.pack_into(self._context.save(), self.layout.old_exception, -1)
-        self._context.restore()
-
-    def set_interrupt_shadow(self, shadow: bool) -> None:
-        """Hold interrupts off (or no longer) for the next instruction."""
-        data, at = self._context.save(), self.layout.flags + 40
-        hidden = _INT.unpack_from(data, at)[0]
-        _INT.pack_into(data, at, hidden | _HIDDEN_INHIBIT if shadow else hidden & ~_HIDDEN_INHIBIT)
-        self._context.restore()
-
-    def interrupt_shadow(self) -> bool:
-        """Whether STI or MOV SS holds interrupts off at this boundary."""
-        return bool(_INT.unpack_from(self._context.save(), self.layout.flags + 40)[0] & _HIDDEN_INHIBIT)
-
     def lazy_source(self) -> int:
         """The source operand of the last operation that set flags; see `unicorn_lazy`."""
         source: int = _FLAGS.unpack_from(self._context.save(), self.layout.flags)[2]

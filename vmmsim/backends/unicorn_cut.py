@@ -146,7 +146,8 @@ class AccessCutter(UnicornVcpu):
             at = linear + len(code)
             size = min(_LONGEST - len(code), PAGE - at % PAGE)
             gpa = linear_to_gpa(paging, at, self.vm.read_physical)
-            if gpa is None or not self.vm.holds(gpa, size):
+            region = None if gpa is None else self.vm.region_at(gpa)
+            if gpa is None or region is None or gpa + size > region.end:
                 break
-            code += self.vm.read_physical(gpa, size)
+            code += region.buffer[gpa - region.gpa : gpa - region.gpa + size]
         return code, code64

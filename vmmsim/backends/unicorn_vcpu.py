@@ -519,14 +519,14 @@ class UnicornVcpu(UnicornPins):
     def _count_no_more(self) -> None:
         """Take back the counting that steps have begun: the guest is to run at its full speed."""
 
-    def step(self, handler: AccessHandler, *, interrupts: bool = False) -> Exit:
+    def step(self, handler: AccessHandler | None, *, interrupts: bool = False) -> Exit:
         board, look = self._board, self._look
         counting = self.insns is not None
         self._stepping = True
         if not interrupts:
             self._board = None
         try:
-            return self.run_inline(handler, max_insns=1)
+            return self.run(max_insns=1) if handler is None else self.run_inline(handler, max_insns=1)
         finally:
             self._stepping = False
             if not interrupts:

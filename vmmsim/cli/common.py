@@ -32,6 +32,7 @@ __all__ = [
     "budgets",
     "check_backend",
     "choose_input",
+    "count_time",
     "guest_options",
     "json_option",
     "machine_config",
@@ -270,6 +271,23 @@ def _entry(image: LoadedImage, text: str) -> int:
         f"{image.name} has no symbol '{text}'",
         hint=f"did you mean '{near[0]}'?" if near else "give an address, or a symbol of an ELF file",
     )
+
+
+def count_time(choices: Choices, target: Target) -> bool:
+    """The guest is to run the same way each time: counted time, in instructions where this CPU counts
+    them, if neither the user nor the guest has said which. Whether that was chosen here."""
+    from ..backends import open_backend
+
+    backend, _ = open_backend(choices.backend)
+    counts = backend.capabilities.insn_budget
+    backend.close()
+    choices.count_insns = choices.count_insns or counts
+    if choices.clock is not None or target.snapshot is not None:
+        return False
+    if target.machine.get("clock", "host") != "host":
+        return False
+    choices.clock = "insns" if counts else "exits"
+    return True
 
 
 def choose_input(

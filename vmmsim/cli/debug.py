@@ -56,16 +56,10 @@ class Debugging(msgspec.Struct, frozen=True):
     def settle(self, choices: Choices, target: Target) -> None:
         """With `reverse` the guest is to run the same way each time: counted time, if the user and
         the guest have not said which."""
-        if not self.reverse:
-            return
-        from ..backends import open_backend
+        if self.reverse:
+            from .common import count_time
 
-        backend, _ = open_backend(choices.backend)
-        counts = backend.capabilities.insn_budget
-        backend.close()
-        if choices.clock is None and target.machine.get("clock", "host") == "host":
-            choices.clock = "insns" if counts else "exits"
-        choices.count_insns = choices.count_insns or counts
+            count_time(choices, target)
 
     def open(self, quiet: bool) -> GdbServer:
         """Raises UsageError for an address that cannot be had."""

@@ -14,6 +14,8 @@ import click
 from ..budget import Budget
 from ..disasm import ExitLocator
 from ..errors import DeviceError
+from ..exit_text import kvm_name, owner, place
+from ..exit_text import value as value_text
 from ..exits import Access, BudgetSpent, Cancelled, Exit, Halt
 from ..outcome import Outcome, outcome
 from .common import Choices, Target, budgets, choose_input, guest_options, json_option, open_machine, resolve
@@ -142,7 +144,7 @@ class _Lister:
 
     def _prompt(self, exit: Access) -> None:
         """Before a read that waits for somebody to type: say so, since no line can."""
-        if exit.is_write or not self._typed or self._device(exit) != "char-in":
+        if exit.is_write or not self._typed or self._owner(exit) != "char-in":
             return
         if self._source.ready() or self._source.ended:
             return
@@ -152,14 +154,8 @@ class _Lister:
             say(f"the guest has printed: {_quoted(text)}")
         say(f"exit {self.count} waits for a character: type and press Enter (Ctrl-d: no more)")
 
-    def _device(self, exit: Access) -> str:
-        bus = self._machine.ports if exit.space == "port" else self._machine.mmio
-        mapping = bus.find(exit.address)
-        if mapping is not None:
-            return mapping.name
-        if exit.space == "mmio" and self._machine.memory.region_at(exit.address) is not None:
-            return "ROM"
-        return "nobody"
+    def _owner(self, exit: Access) -> str:
+        return owner(self._machine, type(exit), exit.address)
 
     def _print(self, exit: Exit, rip: int, insn: str) -> None:
         if self._json:
@@ -167,14 +163,13 @@ class _Lister:
             return
         where = size = value = ""
         if isinstance(exit, Access):
-            where = f"port {exit.address:#06x}" if exit.space == "port" else f"gpa {exit.address:#010x}"
-            where += f" {self._device(exit)}"
+            where = f"{place(type(exit), exit.address)} {self._owner(exit)}"
             size = f"{exit.size} byte" + ("s" if exit.size > 1 else "")
-            value = _value(exit)
+            value = value_text(exit.size, exit.value)  # type: ignore[attr-defined]
         elif exit.describe() != exit.kind:
             where = exit.describe()
-        kvm = exit.kvm.partition(" ")[0]
-        parts = [f"{self.count:>5}", exit.kind, kvm, where, size, value, f"rip {rip:#06x}", insn]
+        name = kvm_name(exit.kvm)
+        parts = [f"{self.count:>5}", exit.kind, name, where, size, value, f"rip {rip:#06x}", insn]
         if self._width >= _WIDE and len(where) <= 28:
             line = _columns(parts)
         else:
@@ -188,21 +183,13 @@ class _Lister:
         if isinstance(exit, Access):
             record.update(
                 address=exit.address,
-                device=self._device(exit),
+                device=self._owner(exit),
                 size=exit.size,
                 value=exit.value,  # type: ignore[attr-defined]
             )
         else:
             record["detail"] = exit.describe()
         out(msgspec.json.encode({**record, "rip": rip, "insn": insn or None}))
-
-
-def _value(exit: Access) -> str:
-    text = exit.value_text()
-    value: int = exit.value  # type: ignore[attr-defined]
-    if exit.size == 1 and 0x20 < value < 0x7F:
-        return f"{text} '{chr(value)}'"
-    return text + {0x0A: " \\n", 0x0D: " \\r", 0x20: " ' '"}.get(value, "") if exit.size == 1 else text
 
 
 def _columns(parts: Sequence[str]) -> str:

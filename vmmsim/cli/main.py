@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "What a VMM does, in seven steps, on the CPUs that this host has."),
     "run": ("run", "Run a guest."),
     "exits": ("exits", "Show each exit that a guest makes, as a line."),
+    "step": ("step", "Go through a guest exit by exit, and answer for its devices."),
     "diff": ("diff", "Run a guest on two CPUs and find the first difference."),
     "guests": ("guests", "List the built-in guests."),
     "devices": ("devices", "List the devices of a machine model."),

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_AFTER = re.compile(r"(exit|insns|seconds|serial):(.+)", re.DOTALL)
+_HINT = "write exit:100, insns:5000, seconds:1.5 or serial:login:"
 
 
 @click.command("migrate")
@@ -96,25 +96,25 @@ def command(
     key = shared_key(key_file)
     address = Address.parse(to)
     address.check_key(key)
-    limit = _after(after)
-    choices = Choices(**options, count_insns=limit is not None and limit.unit == "insns")
+    moment = _Moment(after)
+    counted = moment.budget is not None and moment.budget.unit == "insns"
+    choices = Choices(**options, count_insns=counted)
     timeout = None if choices.timeout is None else parse_seconds(choices.timeout)
     stop = Stop()
-    watch = _Watch(after)
     with contextlib.ExitStack() as stack:
         target = resolve(choices)
         port = open_serial(choices, target, serial, as_json, stop)
         stack.callback(port.close)
         machine = stack.enter_context(open_machine(choices, target, source=port.source, sink=port.sink))
         stop.machine = machine
-        watch.over(machine)
+        moment.watch(machine)
         if port.path is not None:
             say(f"the guest's serial port is {port.path}")
         moved: Migrated | None = None
         end: Exit | DeviceError | None
         with terminal(serial, choices):
             try:
-                end = _before(machine, limit, watch, timeout, stop)
+                end = _before(machine, moment, timeout, stop)
                 if end is None:
                     with progress_bar(serial != "stdio" or still) as show:
                         moved = migrate(
@@ -153,34 +153,32 @@ def command(
         return result.code
 
 
-def _after(text: str | None) -> Budget | None:
-    """The budget that `--after` means; None for at once, and for what is printed."""
-    if text is None:
-        return None
-    found = _AFTER.fullmatch(text)
-    with contextlib.suppress(ValueError, re.error):
-        if found is not None and found[1] == "serial":
-            return None
-        if found is not None and found[1] == "seconds":
-            return seconds(parse_seconds(found[2]))
-        if found is not None and int(found[2]) > 0:
-            return (exits if found[1] == "exit" else insns)(int(found[2]))
-    raise UsageError(
-        f"--after '{text}' is no time", hint="write exit:100, insns:5000, seconds:1.5 or serial:login:"
-    )
+class _Moment:
+    """What `--after` means: `budget`, or `wanted` in what the guest prints; neither is at once."""
 
+    def __init__(self, text: str | None) -> None:
+        from ..snapshot.triggers import Trigger, parse_trigger, pattern
 
-class _Watch:
-    """Ends a run when what the guest prints matches `--after serial:REGEX`."""
-
-    def __init__(self, after: str | None) -> None:
-        from ..snapshot.triggers import pattern
-
+        self.budget: Budget | None = None
+        self.wanted: re.Pattern[bytes] | None = None
         self.seen = False
-        found = _AFTER.fullmatch(after) if after is not None else None
-        self.wanted = pattern(found[2]) if found and found[1] == "serial" else None
+        if text is None:
+            return
+        kind, _, rest = text.partition(":")
+        if kind == "seconds":
+            self.budget = seconds(parse_seconds(rest))
+            return
+        trigger = parse_trigger(text, hint=_HINT)
+        match trigger:
+            case Trigger("serial"):
+                self.wanted = pattern(trigger.regex)
+            case Trigger("guest"):
+                raise UsageError("--after 'guest' is no moment to move at", hint=_HINT)
+            case _:
+                self.budget = (exits if trigger.kind == "exit" else insns)(trigger.count)
 
-    def over(self, machine: Machine) -> None:
+    def watch(self, machine: Machine) -> None:
+        """End a run when `wanted` has been printed."""
         from ..snapshot.triggers import OutputWatch
 
         def found(name: str) -> None:
@@ -192,11 +190,10 @@ class _Watch:
             machine.observe(OutputWatch(machine, {"after": self.wanted}, found))
 
 
-def _before(
-    machine: Machine, limit: Budget | None, watch: _Watch, timeout: float | None, stop: Stop
-) -> Exit | None:
+def _before(machine: Machine, moment: _Moment, timeout: float | None, stop: Stop) -> Exit | None:
     """Run up to the point where it is to move. None: it is there; else the end that came first."""
-    if limit is None and watch.wanted is None:
+    limit = moment.budget
+    if limit is None and moment.wanted is None:
         return None
     budgets = [limit] if limit is not None else []
     if timeout is not None and (limit is None or limit.unit != "seconds"):
@@ -204,7 +201,7 @@ def _before(
     exit = machine.run(budget=tuple(budgets))
     if isinstance(exit, BudgetSpent) and limit is not None and exit.unit == limit.unit:
         return None
-    if isinstance(exit, Cancelled) and watch.seen and not stop.asked:
+    if isinstance(exit, Cancelled) and moment.seen and not stop.asked:
         return None
     return exit
 

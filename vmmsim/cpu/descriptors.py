@@ -34,14 +34,14 @@ __all__ = [
 
 #: Access rights of flat segments, in the layout of `Segment.attr`, DPL 0, accessed.
 ATTR_CODE16 = 0x009B
-ATTR_DATA16 = 0x0093
-ATTR_CODE32 = 0xC09B
-ATTR_DATA32 = 0xC093
-ATTR_CODE64 = 0xA09B
-ATTR_LDT = 0x0082
+ATTR_DATA16 = 0x0093  #: Data, 16-bit stack pointer.
+ATTR_CODE32 = 0xC09B  #: 32-bit code, limit in pages.
+ATTR_DATA32 = 0xC093  #: Data, 32-bit stack pointer, limit in pages.
+ATTR_CODE64 = 0xA09B  #: 64-bit code.
+ATTR_LDT = 0x0082  #: A local descriptor table.
 #: A busy TSS: type 11 is both the 32-bit and the 64-bit form (SDM vol. 3, table 3-2).
 ATTR_TSS32_BUSY = 0x008B
-ATTR_TSS64_BUSY = 0x008B
+ATTR_TSS64_BUSY = 0x008B  #: The same number, in a descriptor of 16 bytes.
 
 _GATE_PRESENT = 1 << 7
 

@@ -61,15 +61,15 @@ __all__ = [
 
 # Selectors of the presets' GDT. The 64-bit and the user ones are Linux's numbers, because
 # kvm_pvm shows user code Linux's selectors whatever the guest loaded.
-CODE32 = 0x08
-CODE64 = 0x10
-DATA = 0x18
-USER_CODE32 = 0x23
-USER_DATA = 0x2B
-USER_CODE64 = 0x33
-CODE16 = 0x38
-TSS = 0x40
-DATA16 = 0x50
+CODE32 = 0x08  #: 32-bit code, DPL 0.
+CODE64 = 0x10  #: 64-bit code, DPL 0.
+DATA = 0x18  #: Flat data, DPL 0.
+USER_CODE32 = 0x23  #: 32-bit code, DPL 3.
+USER_DATA = 0x2B  #: Flat data, DPL 3.
+USER_CODE64 = 0x33  #: 64-bit code, DPL 3.
+CODE16 = 0x38  #: 16-bit code of 64 KiB, DPL 0.
+TSS = 0x40  #: The task state segment.
+DATA16 = 0x50  #: Data of 64 KiB, DPL 0.
 
 _CR0_REAL = 0x10  # ET, which is always 1
 _CR0_PROTECTED = 0x31  # PE, ET, NE

@@ -19,6 +19,7 @@ __all__ = [
     "identity_4level",
     "identity_32bit",
     "identity_pae",
+    "is_user_page",
     "linear_to_gpa",
 ]
 
@@ -61,6 +62,21 @@ def linear_to_gpa(state: CpuState, linear: int, read_phys: ReadPhysical) -> int 
         return _walk_32bit(state, linear & 0xFFFFFFFF, read_phys)
     except UsageError:
         return None
+
+
+def is_user_page(state: CpuState, linear: int, read_phys: ReadPhysical) -> bool:
+    """Whether 4-level paging lets code at CPL 3 use `linear`: each entry of the walk has U/S set (SDM
+    vol. 3, 4.6). False where no page maps it, and in other modes."""
+    if not state.efer & _EFER_LMA or linear_to_gpa(state, linear, read_phys) is None:
+        return False
+    table, shift = state.cr3, 39
+    while True:
+        entry = _entry(read_phys, table & _ADDRESS & ~0xFFF, linear >> shift & 511, 8)
+        if not entry & _USER:
+            return False
+        if shift == 12 or entry & _BIG:
+            return True
+        table, shift = entry, shift - 9
 
 
 def _entry(read_phys: ReadPhysical, table: int, index: int, size: int) -> int:

@@ -46,38 +46,47 @@ class Segment(msgspec.Struct, frozen=True):
 
     @property
     def type(self) -> int:
+        """Type, bits 0 to 3 of `attr`: of a code or data segment SDM vol. 3, table 3-1, else table 3-2."""
         return self.attr & 15
 
     @property
     def s(self) -> int:
+        """1: a code or data segment, 0: a system segment."""
         return self.attr >> 4 & 1
 
     @property
     def dpl(self) -> int:
+        """Descriptor privilege level, 0 to 3."""
         return self.attr >> 5 & 3
 
     @property
     def present(self) -> int:
+        """P: 0 and the segment cannot be used by a load."""
         return self.attr >> 7 & 1
 
     @property
     def avl(self) -> int:
+        """Available to software; no meaning for the CPU."""
         return self.attr >> 12 & 1
 
     @property
     def l(self) -> int:  # noqa: E743 - the SDM's name of the bit
+        """L: the code is 64-bit."""
         return self.attr >> 13 & 1
 
     @property
     def db(self) -> int:
+        """D/B: 1 for 32-bit code, or a 32-bit stack pointer."""
         return self.attr >> 14 & 1
 
     @property
     def g(self) -> int:
+        """G: 1 if the descriptor's limit counts in 4 KiB; `limit` is in bytes in any case."""
         return self.attr >> 15 & 1
 
     @property
     def unusable(self) -> int:
+        """1: a null selector was loaded (KVM's and VMX's bit 16; SDM vol. 3, 24.4.1)."""
         return self.attr >> 16 & 1
 
     def __str__(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..cpu.paging import is_user_page
 from ..errors import DeviceError, NotSupported, UsageError
 from ..exits import (
     Breakpoint,
@@ -32,6 +33,7 @@ __all__ = ["SIGINT", "SIGTRAP", "Controller", "Stop"]
 SIGINT, SIGILL, SIGTRAP, SIGBUS, SIGSEGV, SIGTERM = 2, 4, 5, 10, 11, 15
 #: Bytes that one watchpoint may have, and how many watchpoints and breakpoints are kept.
 _WATCH_MAX, _POINTS_MAX = 64, 4096
+_CR4_SMEP = 1 << 20
 
 
 class Stop(NamedTuple):
@@ -88,10 +90,26 @@ class Controller:
     # -- points
 
     def add_breakpoint(self, kind: int, address: int) -> None:
-        """Raises NotSupported where the CPU is in code in which it has none."""
+        """Raises NotSupported where the CPU would not see it: see `_is_native`."""
         if len(self._breakpoints) >= _POINTS_MAX:
             raise UsageError(f"{_POINTS_MAX} breakpoints", hint="remove some")
+        if self._is_native(address):
+            raise NotSupported(
+                f"a breakpoint at {address:#x}: this host's KVM runs 64-bit code at CPL 3 natively, and "
+                "would not see it",
+                hint="set one at CPL 0; or use backend unicorn",
+            )
         self._breakpoints.setdefault(address, set()).add(kind)
+
+    def _is_native(self, address: int) -> bool:
+        """Whether the code at `address` runs on the host's CPU itself, as far as it can be known: the page
+        is user code's, and the guest is in such, or its CPL 0 cannot execute any (SMEP)."""
+        if not self.machine.backend.capabilities.native_user_code:
+            return False
+        state = self.state(self.current)
+        if state.cpl != 3 and not state.cr4 & _CR4_SMEP:
+            return False
+        return is_user_page(state, address, self.machine.memory.read)
 
     def remove_breakpoint(self, kind: int, address: int) -> None:
         kinds = self._breakpoints.get(address, set())

@@ -14,12 +14,13 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from ..budget import Budget, exits, insns
-from ..errors import UsageError
+from ..errors import UsageError, VmmsimError
 from ..exits import Breakpoint, BudgetSpent, Exit
 from .control import SIGTRAP, Controller, Stop
 
 if TYPE_CHECKING:
     from ..machine import Machine
+    from ..snapshot.history import History
 
 __all__ = ["Reverse", "reverse_for"]
 
@@ -65,6 +66,11 @@ class Reverse(ABC):
     def begin_anew(self) -> None:
         """There is no way back to before this moment any more."""
         self._history = self.machine.history(self.every, keep=_KEEP)
+
+    @property
+    def history(self) -> History:
+        """Where it goes back in."""
+        return self._history
 
     def step(self) -> Stop:
         """Raises UsageError where the way back is not found."""
@@ -222,7 +228,8 @@ class _ByExits(Reverse):
 
     def _step(self) -> bool:
         machine = self.machine
-        here, key, at = machine.snapshot(), self._key(), self._history.exits
+        key, at = self._key(), self._history.exits
+        here = machine.snapshot() if machine.whole() else None  # a read waits for its answer
         exits_here = at
         try:
             first = self._history.places("exits")[0]
@@ -235,9 +242,12 @@ class _ByExits(Reverse):
                 if at <= first:
                     return False
                 at -= 1
-        except UsageError:
-            machine.restore(here)
-            self._history.exits = exits_here
+        except VmmsimError:
+            if here is None:
+                self._to(exits_here)
+            else:
+                machine.restore(here)
+                self._history.exits = exits_here
             raise
 
     def _go(self) -> Stop | None:
@@ -267,7 +277,7 @@ class _ByExits(Reverse):
                     return control.point_at(0)
                 bound = start
             self._to(places[0])
-        except UsageError:
+        except VmmsimError:
             machine.restore(here)
             self._history.exits = end
             raise

@@ -17,7 +17,8 @@ __all__ = ["CharSink", "CharSource", "Irq", "IrqFan", "IrqLine", "NoIrq"]
 class Irq(Protocol):
     """A level-sensitive interrupt line as the device drives it."""
 
-    def set(self, level: bool, /) -> None: ...
+    def set(self, level: bool, /) -> None:
+        """Drive the line high (True) or low. Said again, the same level changes nothing."""
 
 
 class NoIrq:
@@ -73,4 +74,5 @@ class CharSource(Protocol):
 class CharSink(Protocol):
     """Where the guest's characters go: stdout, a file, a buffer."""
 
-    def put(self, data: bytes, /) -> None: ...
+    def put(self, data: bytes, /) -> None:
+        """Take some characters. HostError when the host does not take them (a full disk)."""

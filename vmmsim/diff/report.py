@@ -142,6 +142,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def same(self) -> bool:
+        """Whether the sides were compared to the end and are the same."""
         return self.verdict == "same"
 
     def __str__(self) -> str:

@@ -55,6 +55,7 @@ class Difference(msgspec.Struct, frozen=True):
 
     @property
     def same(self) -> bool:
+        """Whether nothing differs."""
         return not self.fields and not self.pages
 
 

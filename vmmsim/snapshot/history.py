@@ -64,6 +64,10 @@ class History:
         self._ring: deque[_Moment] = deque(maxlen=keep)
         #: Accesses since the history began.
         self.exits = 0
+        #: Accesses that were answered by hand (`Machine.answer_by_hand`), by the number of those before;
+        #: None is a write that no device saw.
+        self.answers: dict[int, int | None] = {}
+        self._halts = machine.halts
         self._next = 0
         self._waiting = False
         if hasattr(machine.source, "record"):
@@ -81,6 +85,7 @@ class History:
 
     def _count(self, cls: type[Access], address: int, size: int, value: int) -> None:
         self.exits += 1
+        self._halts = self._machine.halts
         if not self._waiting and self._now() >= self._next:
             self._waiting = True
             self._machine.between(self._take)
@@ -89,6 +94,21 @@ class History:
         self._waiting = False
         self._ring.append(_Moment(self.exits, self._machine.processors.insns(), self._machine.snapshot()))
         self._next = self._now() + int(self._every.amount)
+
+    @property
+    def moment(self) -> tuple[int, int]:
+        """Accesses since the history began, and halts since the last of them. The same again on the way
+        forward."""
+        return self.exits, self._machine.halts - self._halts
+
+    def forget_answers(self) -> None:
+        """Those given by hand from here on."""
+        if self.answers and max(self.answers) >= self.exits:
+            self.answers = {number: value for number, value in self.answers.items() if number < self.exits}
+
+    def mark(self) -> None:
+        """Take a snapshot now, where a way forward from an earlier one might not lead."""
+        self._take()
 
     def places(self, unit: str) -> list[int]:
         """The counts of `unit` at the snapshots that there are, the oldest first."""
@@ -115,6 +135,7 @@ class History:
         moment = self._ring[-1]
         self._machine.restore(moment.snapshot)
         self.exits = moment.exits
+        self._halts = self._machine.halts
         self._next = self._now() + int(self._every.amount)
         self._run_to(goal - moment.at(unit), unit)
         return self._returned()

@@ -64,6 +64,7 @@ class Report(msgspec.Struct, frozen=True):
 
     @property
     def bytes_per_second(self) -> float:
+        """Of all that was sent, over the whole time; 0 without any."""
         return self.bytes / self.seconds if self.seconds else 0.0
 
 

@@ -26,9 +26,11 @@ from .format import HEADER_SIZE, LINE_SIZE, NAME, Header, damaged, first_line, p
 
 __all__ = ["CODECS", "PACK_VERSION", "best_codec", "pack", "unpack"]
 
+#: Of the format.
 PACK_VERSION = 1
 PACK_MAGIC = b"\x89VMP\r\n\x1a\n"
 PACK_NAME = f"{NAME}-pack"
+#: How a file can be compressed: name -> number in the header.
 CODECS = {"zlib": 1, "zstd": 2}
 _HEAD = struct.Struct("<8sIIQQ32x")
 _HASH_AT = LINE_SIZE + _HEAD.size + HEADER_SIZE

@@ -33,8 +33,8 @@ class Trigger(msgspec.Struct, frozen=True):
     regex: str = ""
 
 
-def parse_trigger(text: str) -> Trigger:
-    """A Trigger from `guest`, `exit:N`, `insns:N` or `serial:REGEX`. Raises UsageError."""
+def parse_trigger(text: str, *, hint: str = _HINT) -> Trigger:
+    """A Trigger from `guest`, `exit:N`, `insns:N` or `serial:REGEX`. Raises UsageError, with `hint`."""
     kind, colon, rest = text.partition(":")
     if kind == "guest" and not colon:
         return Trigger(kind)
@@ -43,7 +43,7 @@ def parse_trigger(text: str) -> Trigger:
     if kind == "serial" and rest:
         pattern(rest)
         return Trigger(kind, regex=rest)
-    raise UsageError(f"'{text}' is no moment for a snapshot", hint=_HINT)
+    raise UsageError(f"'{text}' is no moment of a run", hint=hint)
 
 
 def pattern(text: str) -> re.Pattern[bytes]:

@@ -38,13 +38,13 @@ __all__ = [
     "listing_source",
 ]
 
-CODE = 0x1000
-DATA = 0x5000
-STACK = layout.BOOT_STACK
-HOLE = 0x8000
-HOLE_END = 0xA000
-ROM = 0xC000
-HIGH_RAM = 0xD000
+CODE = 0x1000  #: Where a bench's code begins.
+DATA = 0x5000  #: RAM for a check's data.
+STACK = layout.BOOT_STACK  #: The stack pointer at the start.
+HOLE = 0x8000  #: Two pages without memory.
+HOLE_END = 0xA000  #: The first address behind them.
+ROM = 0xC000  #: A page of ROM.
+HIGH_RAM = 0xD000  #: RAM again.
 
 #: A bench that runs for longer than this is stuck: its run is cancelled and the check fails.
 BENCH_SECONDS = 20.0
@@ -158,6 +158,7 @@ class Bench:
 
     @property
     def rip(self) -> int:
+        """RIP of the vCPU, with the instruction in flight finished."""
         return self.vcpu.registers().rip
 
     def set(self, **values: int) -> None:
@@ -168,6 +169,7 @@ class Bench:
         self.vcpu.set_registers(registers)
 
     def close(self) -> None:
+        """Free the VM and its memory. May be called twice."""
         self._timer.cancel()
         self.vm.close()
         self.memory.close()

@@ -265,7 +265,8 @@ def four_thousand_stops_of_read_modify_writes(backend: Backend) -> None:
         script.on_access = stop
         for number in range(4000):
             countdown = chance.randrange(1, 4)
-            bench.run_inline(script)
+            exit = bench.run_inline(script)
+            assert isinstance(exit, Cancelled), f"stop {number} gave {exit.describe()}"
             script.seen.clear()
             _check_rmw(bench, _RMW_OUT_STEPS, f"stop {number}")
 

@@ -39,27 +39,35 @@ class LazyFlags:
         self._rip = rip
         self._code = code
         self._restore = _RESTORE(thunks.symbols["RESTORE"])
-        #: Of the store that the engine is left in: its translation did not know the last operation.
-        self._unknown = False
+        #: Of the access that the engine is left in: it is of no instruction that asks for flags first
+        #: (a port's, or a store of more than a byte with no load before it); or, of a store of a byte,
+        #: whether it has asked.
+        self.plain = False
+        self._asked: bool | None = None
 
     def leaving(self, size: int) -> None:
         """In a store of `size` bytes that is not behind a hook, before the engine is left there."""
         source, operation = self._flags[2], self._flags[4]
         if size != 1 or source & ~STATUS:  # then it is no SETcc that has computed them
             return
-        if asks_first(*self._code(), operation, source) is None:
+        self._asked = asks_first(*self._code(), operation, source)
+        if self._asked is None:
             stack = (ctypes.c_uint64 * _STACK_WORDS).from_address(self._words[Shared.STACK])
-            self._unknown = any(self._unknown_at(place) for place in stack)
+            self._asked = any(self._unknown_at(place) for place in stack)
 
     def left(self, *, hooked: bool) -> None:
         """The engine was left in the instruction at RIP. `hooked`: there was a hook before it."""
+        plain, asked = self.plain, self._asked
+        self.plain, self._asked = False, None
+        if plain and not hooked:
+            return
         flags, _, source, _, operation = self._flags
-        unknown, self._unknown = self._unknown, False
         if not hooked:
             if source & ~STATUS or not (flags ^ source) & STATUS:
                 return
-            asked = asks_first(*self._code(), operation, source)
-            if not (unknown if asked is None else asked):
+            if asked is None:
+                asked = asks_first(*self._code(), operation, source)
+            if not asked:
                 return
         self._flags[0] = flags & ~STATUS | source & STATUS
         self._flags[4] = operation & ~_LOW | CC_EFLAGS

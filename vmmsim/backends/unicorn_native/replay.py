@@ -377,9 +377,10 @@ class ReplayCutter(AccessCutter):
             return 0
         self._pending = exit
         self._unseen = self._mode is DRAIN
-        if cls is MmioWrite:
+        if cls is MmioWrite and (size == 1 or index):
             self._leave_store(size)
         else:
+            self._lazy.plain = cls is not MmioRead
             self._stop_engine()
         return 0
 

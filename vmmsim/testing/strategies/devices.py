@@ -32,6 +32,7 @@ class Step(msgspec.Struct, frozen=True):
         return f"{self.kind} {self.data!r}" if self.kind == "input" else f"{self.kind} {self.value}".strip()
 
 
+#: Steps, in their order.
 DeviceScript = tuple[Step, ...]
 
 
