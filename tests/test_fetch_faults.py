@@ -15,7 +15,7 @@ from vmmsim.cpu.descriptors import Gate, encode_gate
 from vmmsim.cpu.modes import CODE32, CODE64
 from vmmsim.cpu.state import CpuState, Segment, Table
 from vmmsim.errors import NotSupported
-from vmmsim.exits import BudgetSpent, FetchUnmapped, Halt, MmioRead, ReadAccess, Refused
+from vmmsim.exits import BudgetSpent, FetchUnmapped, GuestExit, Halt, MmioRead, MmioWrite, ReadAccess, Refused
 from vmmsim.testing.bench import HOLE, Bench, Script
 
 IDT, HANDLER, STACK = 0x6000, 0x7000, 0x7800
@@ -227,6 +227,28 @@ def test_loads_behind_a_fault_of_one_that_crosses(backend: Backend, rdi: int) ->
     with paged(backend, "l64", load, CODE, rsi=HOLE, rdi=rdi, rcx=0, handler=read) as bench:
         assert halted(bench, Script([0x5A])).seen == [("mmio_read", HOLE, 1, 0x5A)]
         assert bench.vcpu.registers().rcx == 0x5A
+
+
+def test_cr2_changes_with_the_fault_and_not_before(backend: Backend) -> None:
+    """Seen by the guest, by whoever looks at an exit, and where the run is stopped right before the fault."""
+    read_cr2, store = bytes.fromhex("0f 20 d2"), bytes.fromhex("88 06")  # mov rdx, cr2; mov [rsi], al
+    code = INC + read_cr2 + store + ADD[:2]
+    start = EDGE - len(code)
+    for stop in (False, True):
+        with paged(backend, "l64", code, start, rsi=HOLE, cr2=0x1234) as bench:
+            if stop:
+                script = Script()
+                script.on_access = lambda _, vcpu=bench.vcpu: vcpu.stop_here(GuestExit(1))  # type: ignore[misc]
+                assert bench.run_inline(script) == GuestExit(1)
+            else:
+                exit = bench.run()
+                if isinstance(exit, Refused):
+                    pytest.skip(exit.reason)
+                assert isinstance(exit, MmioWrite)
+            state = bench.vcpu.state()
+            assert (state.rip, state.cr2, state.rdx) == (EDGE - 2, 0x1234, 0x1234)
+            halted(bench)
+            faulted_at(bench, EDGE - 2, 0, 1)
 
 
 def test_a_jump_to_the_page(backend: Backend) -> None:

@@ -48,6 +48,8 @@ class FetchFaults:
         self._code = code
         #: Whether the last #PF is known to be of a load.
         self.by_load: Callable[[], bool] = bool
+        #: CR2 before that, where it is known.
+        self.old_cr2: Callable[[], int | None] = lambda: None
         #: The RIP of the instruction that is executed alone; that of the one which is to be.
         self.alone_at: int | None = None
         self.wanted_at: int | None = None
@@ -68,28 +70,38 @@ class FetchFaults:
     def again(self, *, hooked: bool) -> bool:
         """In the hook for a #PF, on words just saved. Where it may be of an instruction behind the one
         at RIP, it is forgotten, that one is executed alone, and this is True."""
+        if not self._early():
+            return False
+        cpu = self._cpu
+        if hooked:  # it may be a load's, and then the instruction is begun
+            cpu.mend_flags(begun=False)
+        self._undo()
+        self._alone()
+        return True
+
+    def forget(self) -> bool:
+        """In the hook for a #PF: forget one of a fetch, where the run is to end before it."""
+        cpu = self._cpu
+        cpu.save()
+        if not self.fetching(_PF) and not self._early():
+            return False
+        self._undo()
+        cpu.restore()
+        return True
+
+    def _early(self) -> bool:
         words, cpu = self._cpu.words, self._cpu
         address = words[cpu.cr + 2]
         if address & _LAST or self._is_data() or self._single():
             return False
         mask = (1 << 64) - 1 if words[cpu.hidden] & _CODE64 else 0xFFFFFFFF
-        if (cpu.linear(words[cpu.rip]) | _LAST) + 1 & mask != address:
-            return False
-        if hooked:  # it may be a load's, and then the instruction is begun
-            cpu.mend_flags(begun=False)
-        cpu.ints[cpu.old_exception] = -1
-        self._alone()
-        return True
+        return (cpu.linear(words[cpu.rip]) | _LAST) + 1 & mask == address
 
-    def forget(self) -> bool:
-        """In the hook for a #PF: forget one of a fetch, at which the run is to end before it."""
-        cpu = self._cpu
-        cpu.save()
-        if not self.fetching(_PF):
-            return False
+    def _undo(self) -> None:
+        cpu, old = self._cpu, self.old_cr2()
         cpu.ints[cpu.old_exception] = -1
-        cpu.restore()
-        return True
+        if old is not None:
+            cpu.words[cpu.cr + 2] = old
 
     def settle(self) -> None:
         """At a later fault or intercept, in the words just saved: a shadow of ours is none."""

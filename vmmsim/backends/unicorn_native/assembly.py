@@ -431,7 +431,7 @@ slow:
 """,
     # R9 = the TLB's entry: addr_read, addr_write, addr_code, paddr, addend. R11 = the page's byte.
     # Bit 0x800 of an address makes it one that no access hits, bit 0x400 (of addr_write) is a
-    # store's slow way, which looks for code. An access of kind 2 is a fetch.
+    # store's slow way, which looks for code. An access of kind 2 is a fetch; CR2 from before it is kept.
     "fill": """
     push rbx
     push rdi
@@ -443,6 +443,12 @@ slow:
     push rax
     movabs rbx, CALLBACK
     mov [rbx+WALKED], rax
+    cmp ecx, 2
+    jne walk
+    mov rax, [rbx+ENV]
+    mov rax, [rax+CR2]
+    mov [rbx+OLD_CR2], rax
+walk:
     call qword ptr [rbx+FILL]
     add rsp, 16
     pop r8
@@ -581,11 +587,12 @@ CODE = {
     ),
     "leave": bytes.fromhex("534889fb48b81111111111111111ffd04889df31f648b83333333333333333ffd05bc3"),
     "fill": bytes.fromhex(
-        "5357565141504883ec08488b4424385048bb222222222222222248898320010000ff93d80000004883c4104158"
-        "595e5f84c074684589c049c1e0044c0383e80000004901f84989f149c1e9064d23084d0348084989f24981e200"
-        "f0ffff4d8b591849c1eb0c4c3b9bf8000000732e4c039bf000000083f9027431498d8a0008000041803b007517"
-        "49894910498d8a000400004939490875044d8951085bc349837910ff75f749894910ebf141803b0075eb41c603"
-        "014c89d649037120ba00100000ff93e0000000b801000000ebce"
+        "5357565141504883ec08488b4424385048bb22222222222222224889832001000083f9027512488b4320488b80"
+        "8787878748898330010000ff93d80000004883c4104158595e5f84c074684589c049c1e0044c0383e800000049"
+        "01f84989f149c1e9064d23084d0348084989f24981e200f0ffff4d8b591849c1eb0c4c3b9bf8000000732e4c03"
+        "9bf000000083f9027431498d8a0008000041803b00751749894910498d8a000400004939490875044d8951085b"
+        "c349837910ff75f749894910ebf141803b0075eb41c603014c89d649037120ba00100000ff93e0000000b80100"
+        "0000ebce"
     ),
     "start": bytes.fromhex(
         "48b82222222222222222488bb888000000488b7020488bb64444444431d231c94531c048895018488950584889"

@@ -128,6 +128,7 @@ class ReplayCutter(AccessCutter):
         self._find_cpu()
         self._guard_stores()
         self._traps.fetches.by_load = self._by_load
+        self._traps.fetches.old_cr2 = self._old_cr2
         self._install()
         if self._counting:
             self._counting = False
@@ -174,6 +175,9 @@ class ReplayCutter(AccessCutter):
     def _by_load(self) -> bool:
         """Whether the last miss of the TLB is known to be no fetch's."""
         return self._guard is not None and self._words[Shared.WALKED] != 0
+
+    def _old_cr2(self) -> int | None:
+        return self._words[Shared.OLD_CR2] if self._guard is not None else None
 
     def _watch(self, watched: bool) -> None:
         """Change between running watched, with the block hook, and running free, without.
@@ -506,8 +510,7 @@ class ReplayCutter(AccessCutter):
         if not words[Shared.DELIVERING]:
             return super()._trapped(number)
         if words[Shared.DELIVERING] == _ALWAYS:
-            spent = words[Shared.INSNS] >= words[Shared.INSN_LIMIT]
-            if number == PF and spent and self._end_before_fetch(2):
+            if number == PF and self._end_before_fetch():
                 return None
             result = super()._trapped(number)
             if number < INTERCEPTS:
@@ -524,11 +527,14 @@ class ReplayCutter(AccessCutter):
         error = words[Shared.ERROR] if vector in ERROR_CODE_VECTORS else None
         return self._traps.deliver(vector, error=error, kind="trap" if vector == DB else "fault")
 
-    def _end_before_fetch(self, reason: int) -> bool:
-        """In the hook for a #PF: end the run for `reason` (see Shared.REASON), if it is of a fetch."""
-        if not self._traps.fetches.forget():
+    def _end_before_fetch(self) -> bool:
+        """In the hook for a #PF: end the run, if it is to end here, and the fault is of a fetch."""
+        words = self._words
+        ended = words[Shared.BYTES] >= words[Shared.END]
+        spent = self._counting and words[Shared.INSNS] >= words[Shared.INSN_LIMIT]
+        if not (ended or spent) or not self._traps.fetches.forget():
             return False
-        self._words[Shared.REASON] = reason
+        words[Shared.REASON] = 2 if spent else 1
         self._leave()
         return True
 
@@ -543,11 +549,13 @@ class ReplayCutter(AccessCutter):
             return self._on_trap(number)
         try:
             if number == _FETCHED:
-                self._traps.cpu.save()
-                if self._traps.fetches.again(hooked=False):
-                    self._give_way()
+                if self._end_before_fetch():
                     return 1
-                return self._words[Shared.BYTES] >= self._words[Shared.END] and self._end_before_fetch(1)
+                self._traps.cpu.save()
+                early = self._traps.fetches.again(hooked=False)
+                if early:
+                    self._give_way()
+                return early
             if number == _DELIVERED:
                 self._traps.mark_loaded()
             elif number != _FAULT + PF or self._guard is None or self._by_load():

@@ -111,7 +111,8 @@ class Shared:
     MMIO = 35  #: and others
     WALKED = 36  #: where in translated code the access of the last TLB miss is; 0: it was a fetch
     STACK = 37  #: the stack pointer of the last write thunk
-    COUNT = 38
+    OLD_CR2 = 38  #: CR2 before the last fetch that missed the TLB
+    COUNT = 39
 
 
 #: What is called of Unicorn's library.

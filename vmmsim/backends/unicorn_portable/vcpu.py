@@ -99,6 +99,8 @@ class PortableVcpu(AccessCutter):
         #: was denied.
         self._short = 1
         self._before: Registers | None = None
+        #: CR2 as of the start of the engine, or of the last exception.
+        self._cr2 = 0
         #: Which access this is; the accesses of one INS share a number.
         self._serial = 0
         self._skip = 0
@@ -116,6 +118,7 @@ class PortableVcpu(AccessCutter):
     def open(self, uc: Uc) -> None:
         super().open(uc)
         self._traps.hooked = True
+        self._traps.fetches.old_cr2 = lambda: self._cr2
         self._stop_callback = _INSN(self._on_stop)
         self._hook(uc_const.UC_HOOK_INTR, _INTR(lambda _uc, vector: self._on_trap(vector)))
         self._hook(uc_const.UC_HOOK_INSN_INVALID, _INVALID(self._on_invalid))
@@ -189,6 +192,8 @@ class PortableVcpu(AccessCutter):
         result = super()._trapped(number)
         if self._counting and number < INTERCEPTS and self._traps.was_fault:  # it has not retired
             self._begun = before - 1
+        if number < INTERCEPTS:
+            self._cr2 = self.codec.read(x86_const.UC_X86_REG_CR2)
         return result
 
     def _on_invalid(self, uc: int) -> bool:
@@ -412,6 +417,7 @@ class PortableVcpu(AccessCutter):
             self._slice = min(2 * count, _SLICE if self._board is None else _SLICE_WITH_BOARD)
         if self._traps.fetches.wanted_at is not None:
             self._traps.fetches.begin()
+        self._cr2 = self.codec.read(x86_const.UC_X86_REG_CR2)
         self._executing = True
         try:
             self._translated = True
