@@ -191,30 +191,33 @@ def test_the_handler_maps_the_page(backend: Backend, mode: str, before: int) -> 
 
 
 @pytest.mark.parametrize("before", [0, 20, 900])
+@pytest.mark.parametrize("behind", ["", "ff e7"], ids=["last", "jump"])  # jmp rdi: the block ends there
 @pytest.mark.parametrize("nxe", [False, True])
-def test_a_load_that_looks_the_same(backend: Backend, before: int, nxe: bool) -> None:
-    """The last instruction of the page loads from the next page's start."""
-    load = bytes.fromhex("8b 07")  # mov eax, [rdi]
+def test_a_load_that_looks_the_same(backend: Backend, before: int, behind: str, nxe: bool) -> None:
+    """The last instruction of the page, or the one before a jump, loads from the next page's start."""
+    load = bytes.fromhex("8b 07" + behind)  # mov eax, [rdi]
     code = INC * (before // 2) + load
     with paged(backend, "l64", code, EDGE - len(code), nxe=nxe, rdi=EDGE) as bench:
         halted(bench)
-        faulted_at(bench, EDGE - 2, 0, before // 2)
+        faulted_at(bench, EDGE - len(load), 0, before // 2)
 
 
-def test_a_load_that_looks_the_same_with_flags(backend: Backend) -> None:
+@pytest.mark.parametrize("behind", ["", "ff e7"], ids=["last", "jump"])
+def test_a_load_that_looks_the_same_with_flags(backend: Backend, behind: str) -> None:
     """RCL asks for CF before it loads; the fault's image of RFLAGS is that of before."""
-    code = bytes.fromhex("83 fb 01 d1 17")  # cmp ebx, 1; rcl dword [rdi], 1
+    code = bytes.fromhex("83 fb 01 d1 17" + behind)  # cmp ebx, 1; rcl dword [rdi], 1
     with paged(backend, "l64", code, EDGE - len(code), rdi=EDGE) as bench:
         halted(bench)
         image = int.from_bytes(bench.memory.read(bench.vcpu.registers().rsp + 24, 8), "little")
         assert image & 0x8D5 == 0x95  # CF, PF, AF and SF of 0 - 1
 
 
-def test_the_other_read_of_such_a_load_is_not_made_twice(backend: Backend) -> None:
+@pytest.mark.parametrize("nxe", [False, True])
+def test_the_other_read_of_such_a_load_is_not_made_twice(backend: Backend, nxe: bool) -> None:
     """CMPS reads MMIO, and a page that is absent, the next one behind the code; in which order is the CPU's
-    business. With NX a load's fault can be told from a fetch's."""
-    code = b"\xa6" + INC
-    with paged(backend, "l64", code, EDGE - len(code), nxe=True, rsi=EDGE, rdi=HOLE) as bench:
+    business. The block ends before the page, so nothing is fetched from there."""
+    code = b"\xa6\xff\xe7"  # cmpsb; jmp rdi
+    with paged(backend, "l64", code, EDGE - len(code), nxe=nxe, rsi=EDGE, rdi=HOLE) as bench:
         assert len(halted(bench).seen) <= 1
         faulted_at(bench, EDGE - len(code), 0, 0)
 

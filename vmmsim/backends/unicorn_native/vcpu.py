@@ -303,6 +303,10 @@ class NativeVcpu(ReplayCutter):
     def _in_flight(self) -> bool:
         return self._alone or self._restart
 
+    def _give_way(self) -> None:
+        if not self._in_flight():  # its log would be lost
+            super()._give_way()
+
     def _uncount_begun(self) -> None:
         if self._counting:
             self._words[Shared.INSNS] -= 1

@@ -99,6 +99,8 @@ class PortableVcpu(AccessCutter):
         #: was denied.
         self._short = 1
         self._before: Registers | None = None
+        #: The instruction that has read MMIO last, since the last exception: a fault there is a load's.
+        self._read_at: int | None = None
         #: CR2 as of the start of the engine, or of the last exception.
         self._cr2 = 0
         #: Which access this is; the accesses of one INS share a number.
@@ -118,6 +120,8 @@ class PortableVcpu(AccessCutter):
     def open(self, uc: Uc) -> None:
         super().open(uc)
         self._traps.hooked = True
+        cpu = self._traps.cpu
+        self._traps.fetches.by_load = lambda: self._read_at == cpu.words[cpu.rip]
         self._traps.fetches.old_cr2 = lambda: self._cr2
         self._stop_callback = _INSN(self._on_stop)
         self._hook(uc_const.UC_HOOK_INTR, _INTR(lambda _uc, vector: self._on_trap(vector)))
@@ -194,6 +198,7 @@ class PortableVcpu(AccessCutter):
             self._begun = before - 1
         if number < INTERCEPTS:
             self._cr2 = self.codec.read(x86_const.UC_X86_REG_CR2)
+            self._read_at = None
         return result
 
     def _on_invalid(self, uc: int) -> bool:
@@ -231,7 +236,9 @@ class PortableVcpu(AccessCutter):
         self._access(PortWrite, port, size, value & MASK[size])
 
     def _on_read(self, _uc: int, _kind: int, gpa: int, size: int) -> bool:
-        self._traps.cpu.settle_flags()
+        cpu = self._traps.cpu
+        cpu.settle_flags()
+        self._read_at = cpu.words[cpu.rip]
         self._next_access()
         value = self._cut_read(gpa, size)
         if gpa % PAGE + size <= PAGE:
