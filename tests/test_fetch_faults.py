@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from vmmsim.backends.base import Backend, VmOptions
 from vmmsim.cpu.descriptors import Gate, encode_gate
 from vmmsim.cpu.modes import CODE32, CODE64
-from vmmsim.cpu.state import CpuState, Segment, Table
+from vmmsim.cpu.state import CpuState, Table
 from vmmsim.errors import NotSupported
 from vmmsim.exits import BudgetSpent, FetchUnmapped, GuestExit, Halt, MmioRead, MmioWrite, ReadAccess, Refused
 from vmmsim.testing.bench import HOLE, Bench, Script
@@ -34,10 +35,10 @@ def entry(value: int) -> bytes:
     return value.to_bytes(8, "little")
 
 
-def table_writes(edge: int) -> dict[int, bytes]:
-    """`edge` is the entry for the page at EDGE."""
+def table_writes(edge: int, page_rights: int) -> dict[int, bytes]:
+    """`edge` is the entry for the page at EDGE, the other pages have `page_rights`."""
     rights = PRESENT | WRITE | USER
-    pages = [number << 12 | rights for number in range(512)]
+    pages = [number << 12 | page_rights for number in range(512)]
     pages[EDGE >> 12] = edge
     return {
         TABLES: entry(TABLES + 0x1000 | rights),
@@ -54,17 +55,21 @@ def paged(
     start: int,
     *,
     edge: int = 0,
+    rights: int = PRESENT | WRITE | USER,
+    cs_base: int = 0,
     nxe: bool = False,
     handler: bytes = b"\xf4",
     options: VmOptions | None = None,
     **regs: int,
 ) -> Bench:
-    """`code` at `start`, in 64-bit mode or in 32-bit mode with PAE; #PF goes to `handler`."""
+    """`code` at the linear address `start`, in 64-bit mode or in 32-bit mode with PAE; #PF goes to
+    `handler`."""
     long = mode != "p32"
 
     def adjust(state: CpuState) -> None:
         state.idt = Table(IDT, 0xFFF)
-        state.rip, state.rbx = start, 0
+        state.rip, state.rbx = start - cs_base, 0
+        state.cs = msgspec.structs.replace(state.cs, base=cs_base)
         state.cr3 = TABLES if long else TABLES + 0x1000
         if not long:
             state.cr0, state.cr4 = state.cr0 | 1 << 31, state.cr4 | 1 << 5
@@ -73,7 +78,7 @@ def paged(
             setattr(state, name, value)
 
     gate = encode_gate(Gate(CODE64 if long else CODE32, HANDLER, 14), long=long)
-    writes = table_writes(edge)
+    writes = table_writes(edge, rights)
     if not long:  # a PDPTE of PAE has no such rights
         writes[TABLES + 0x1000] = entry(TABLES + 0x2000 | PRESENT)
     memory = {start: code, HANDLER: handler, IDT + 14 * len(gate): gate} | writes
@@ -141,6 +146,23 @@ def test_into_a_page_of_the_kernel_at_cpl_3(backend: Backend, before: int, nxe: 
     with paged(backend, "l64u", code, EDGE - len(code), edge=EDGE | PRESENT, nxe=nxe) as bench:
         halted(bench)
         faulted_at(bench, EDGE - 3, 0x15 if nxe else 5, before // 2)
+
+
+@pytest.mark.parametrize("before", [0, 20, 900])
+def test_into_a_page_of_the_user_with_smep(backend: Backend, before: int) -> None:
+    code = INC * (before // 2) + ADD[:3]
+    rights, edge, cr4 = PRESENT | WRITE, EDGE | PRESENT | USER, 1 << 20 | 1 << 9 | 1 << 5
+    with paged(backend, "l64", code, EDGE - len(code), edge=edge, rights=rights, cr4=cr4) as bench:
+        halted(bench)
+        faulted_at(bench, EDGE - 3, 0x11, before // 2)
+
+
+@pytest.mark.parametrize("before", [0, 20, 900])
+def test_in_a_code_segment_that_does_not_begin_at_0(backend: Backend, before: int) -> None:
+    code = INC * (before // 2) + ADD[:3]
+    with paged(backend, "p32", code, EDGE - len(code), cs_base=0x3210) as bench:
+        halted(bench)
+        faulted_at(bench, EDGE - 3 - 0x3210, 0, before // 2)
 
 
 @pytest.mark.parametrize("nxe", [False, True])
@@ -341,8 +363,7 @@ def test_an_interrupt_comes_before_the_fault(backend: Backend, before: int) -> N
 
 def base(value: int) -> Callable[[CpuState], None]:
     def adjust(state: CpuState) -> None:
-        segment = state.cs
-        state.cs = Segment(value >> 4, value, segment.limit, segment.attr)
+        state.cs = msgspec.structs.replace(state.cs, selector=value >> 4, base=value)
         state.rip -= value
 
     return adjust
