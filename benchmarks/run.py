@@ -29,7 +29,9 @@ _GROUPS = (
     "bench_snapshot",
     "bench_gdb",
     "bench_diff",
+    "bench_trace",
     "bench_fuzz",
+    "bench_explore",
 )
 
 

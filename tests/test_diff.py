@@ -177,6 +177,22 @@ def test_flags_that_are_undefined_for_a_while_are_no_divergence() -> None:
 
 @pytest.mark.kvm
 @pytest.mark.unicorn
+@pytest.mark.usefixtures("flipped")
+@pytest.mark.parametrize(("model", "said"), [("pc", True), ("bare", False)])
+def test_steps_that_take_no_interrupts_are_said(model: str, said: bool) -> None:
+    load = code(CARRY, model=model)
+    report = diff(load, Side(backend="kvm"), Side(backend="flipped"), step=True)
+    assert report.step is not None
+    assert report.step.address == ADD_AT
+    assert ("take no interrupts" in report.text()) is said
+    # Two that count instructions take them as they come.
+    report = diff(load, Side(), Side(backend="flipped"), step=True)
+    assert report.step is not None
+    assert "take no interrupts" not in report.text()
+
+
+@pytest.mark.kvm
+@pytest.mark.unicorn
 def test_user_code_that_kvm_cannot_step_is_trapped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(REGISTRY, "flipped", "diff_seeds:FlippedBackend")
     # 64-bit, CPL 3: mov ecx, 20; loop: dec ecx; jnz; mov al, 1; add al, 1; adc bl, 0; mov al, bl; out; ...

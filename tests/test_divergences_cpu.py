@@ -15,7 +15,7 @@ from vmmsim.cpu.modes import CODE32, CODE64
 from vmmsim.cpu.state import Table
 from vmmsim.diff import divergence
 from vmmsim.errors import NotSupported
-from vmmsim.exits import Exit, GuestExit
+from vmmsim.exits import Exit, GuestExit, Refused
 from vmmsim.loaders import load_bytes
 
 pytest.importorskip("keystone", reason="keystone-engine has no wheel for this platform")
@@ -101,6 +101,19 @@ def test_an_exception_that_unicorn_never_raises(backend_name: str, id: str, vect
 def test_int_n_of_64_bit_user_code(backend_name: str) -> None:
     with prepare(backend_name, "l64u", "int 0x40\n") as machine:
         assert run(machine) == GuestExit(6 if differs("int-n-in-user-code", machine, "pvm") else SOFT)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("vector", [0x7F, 0x80, 0xFF])
+def test_int_80h_of_real_mode(backend_name: str, vector: int) -> None:
+    with prepare(backend_name, "real", f"int {vector}\n") as machine:
+        machine.memory.write(4 * vector, (HANDLERS + 16 * SOFT).to_bytes(4, "little"))
+        ended = run(machine)
+        if vector >= 0x80 and differs("int-n-hang", machine, "pvm"):
+            assert isinstance(ended, Refused)
+            assert ended.insn[:2] == bytes((0xCD, vector))
+        else:
+            assert ended == GuestExit(SOFT)
 
 
 @pytest.mark.parametrize("mode", ["p32", "l64"])

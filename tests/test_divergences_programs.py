@@ -34,6 +34,6 @@ def test_each_program_shows_its_divergence(pair: Pair, id: str) -> None:
     if entry.masked or entry.ignore:
         assert not verdict.fields, "what is masked does not come up in a comparison"
         return
-    texts = [text for _, text in disassemble(case.mode, case.units)]
+    insns = disassemble(case.mode, case.units)
     fields = [(field.name, field.bits) for field in verdict.fields or whole.fields]
-    assert entry.explains(texts, case.mode, fields, verdict.ends, pair.provenances), (texts, verdict)
+    assert entry.explains(insns, case.mode, fields, verdict.ends, pair.provenances), (insns, verdict)

@@ -21,10 +21,21 @@ from vmmsim.backends import open_backend
 from vmmsim.cpu.state import Registers
 from vmmsim.cpu.validate import validate
 from vmmsim.diff.campaign import Corpus, Range, Report, executor_factory, merge, run_campaign, work
-from vmmsim.diff.case import CODE, MODE_NAMES, PRESETS, Case, Unit, decode_case, disassemble, encode_case
+from vmmsim.diff.case import (
+    CODE,
+    MODE_NAMES,
+    PRESETS,
+    SLOT,
+    Case,
+    Unit,
+    decode_case,
+    disassemble,
+    encode_case,
+)
 from vmmsim.diff.encodings import rows, unit_of
 from vmmsim.diff.findings import Finding, examine, listing
 from vmmsim.diff.generate import generate
+from vmmsim.diff.lanes import Lane
 from vmmsim.diff.runner import Pair
 from vmmsim.diff.shrink import shrink
 from vmmsim.errors import UsageError
@@ -146,6 +157,24 @@ def test_cases_do_not_see_each_other() -> None:
             vandal = case("32", "f3aa", rdi=target, rcx=60, rax=0x90)
             assert not pair.run(vandal).fields
             assert pair.run(plain) == before
+
+
+@pytest.mark.unicorn
+def test_a_program_finds_nothing_of_others_at_their_places() -> None:
+    """What a seed gives must not depend on which were run before: the code of others is gone."""
+    lane = Lane(open_backend("unicorn")[0])
+    try:
+        reader = msgspec.structs.replace(case("32", "8b07", rdi=CODE), seed=1)
+        for code in ("90", "c607ff"):  # the second writes to the reader's place
+            other = case("32", code, rdi=CODE + SLOT)
+            lane.enter(other)
+            lane.run(other)
+            lane.leave(other)
+            lane.enter(reader)
+            assert lane.run(reader).regs[0] == 0
+            lane.leave(reader)
+    finally:
+        lane.close()
 
 
 # -- shrinking

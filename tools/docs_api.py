@@ -60,6 +60,7 @@ GROUPS: dict[str, tuple[str, dict[str, str]]] = {
     }),
     "traces": ("Traces, recordings, comparisons", {
         "vmmsim.trace": "The exit trace.",
+        "vmmsim.explore": "The exit explorer's page.",
         "vmmsim.record": "Record and replay.",
         "vmmsim.diff": "Traces, states and memories compared; the known divergences.",
         "vmmsim.diff.sides": "What `diff` compares.",

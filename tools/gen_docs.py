@@ -101,6 +101,14 @@ def capabilities() -> str:
     )
 
 
+_RIGHT = {
+    "kvm": "KVM",
+    "unicorn": "Unicorn",
+    "both": "both: it is left open, or undefined",
+    "neither": "neither",
+}
+
+
 def divergence_page() -> str:
     """docs/divergences.md"""
     entries = divergences().values()
@@ -113,7 +121,8 @@ def divergence_page() -> str:
     ]
     for entry in entries:
         rows = [(f"KVM ({kind})", text) for kind, text in entry.kvm.items()]
-        rows += [("Unicorn", entry.unicorn), ("architecture", entry.architecture), ("source", entry.source)]
+        rows += [("Unicorn", entry.unicorn), ("architecture", entry.architecture)]
+        rows += [("right", _RIGHT[entry.right]), ("source", entry.source)]
         rows.append(("test", f"`{entry.test}`"))
         if entry.ignore:
             masks = ", ".join(f"`{n}` {'all' if m == -1 else hex(m)}" for n, m in entry.ignore.items())

@@ -35,7 +35,7 @@ class CpuThreads:
         chipset: Chipset,
         handler: AccessHandler,
         *,
-        on_halt: Callable[[Exit], None],
+        on_halt: Callable[[Exit, int], None],
     ) -> None:
         self._processors = processors
         self._chipset = chipset
@@ -81,7 +81,7 @@ class CpuThreads:
                 with self._lock:
                     item.halt()
                     self._chipset.halted()
-                    self._on_halt(exit)
+                    self._on_halt(exit, item.number)
             elif isinstance(exit, Cancelled) and not self._processors.cancelled and not self._over:
                 pass  # INIT has come
             else:

@@ -63,6 +63,8 @@ class Insn(msgspec.Struct, frozen=True):
         name = words[0] if words else ""
         if exit.space == "port":
             return name.startswith("out" if exit.is_write else "in") and not name.startswith(("int", "inc"))
+        if exit.space == "msr":
+            return name == ("wrmsr" if exit.is_write else "rdmsr")
         return self.memory_operand or name.startswith(_IMPLICIT)
 
 
@@ -225,6 +227,18 @@ class ExitLocator:
         self.learn(state.linear_rip)
         code = self.code.read(state, state.linear_rip - 1, 1)
         return Insn(state.linear_rip - 1, code, "hlt") if code == b"\xf4" else None
+
+    def lead(self, state: CpuState, end: int, count: int) -> list[Insn]:
+        """The `count` instructions before `end`, or fewer: none where no known boundary leads there."""
+        at = bisect_left(self._known, end)
+        best: list[Insn] = []
+        for start in reversed(self._known[max(0, at - _TRIES) : at]):
+            if end - start > count * _LONGEST or len(best) >= count:
+                break
+            found = self.code.decode(state, start, size=end - start, count=0)
+            if found and found[-1].end == end:
+                best = found
+        return best[-count:]
 
     def _before(self, state: CpuState, end: int) -> Insn | None:
         """The instruction that ends at `end`."""

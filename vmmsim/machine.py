@@ -90,6 +90,8 @@ class Machine(TimeTravel):
         self._end_counts: dict[str, int] = {}
         self.source = source if source is not None else QueueSource()
         self._on_output: Callable[[], None] | None = None
+        self._output_observers: list[Callable[[bytes], None]] = []
+        self._halt_observers: list[Callable[[int], None]] = []
         self._inline = self._answering = False
         self._running = False
         self._single: int | None = None
@@ -116,7 +118,7 @@ class Machine(TimeTravel):
             vcpus = [Processor(number, self.vm.create_vcpu()) for number in range(config.cpus)]
             # Not asked for one: what a KVM can do is found out by running guests.
             parallel = config.cpus > 1 and self.backend.capabilities.parallel_vcpus
-            self.processors = Processors(vcpus, parallel=parallel, on_halt=self._count_end)
+            self.processors = Processors(vcpus, parallel=parallel, on_halt=self._halted)
             self._connect()
         except BaseException:
             self.close()
@@ -395,6 +397,22 @@ class Machine(TimeTravel):
         self._count_end(exit)
         return exit
 
+    def _halted(self, exit: Exit, number: int) -> None:
+        self._count_end(exit)
+        for observer in self._halt_observers:
+            observer(number)
+
+    def observe_halts(self, observer: Callable[[int], None]) -> Callable[[], None]:
+        """Tell `observer` of each HLT of a run, by the number of its vCPU, which may be looked at: it is in
+        that vCPU's thread. Returns what takes it away again."""
+        self._halt_observers.append(observer)
+        return lambda: self._halt_observers.remove(observer)
+
+    def observe_output(self, observer: Callable[[bytes], None]) -> Callable[[], None]:
+        """Give `observer` what the guest prints, in the access that prints it. Returns what takes it away."""
+        self._output_observers.append(observer)
+        return lambda: self._output_observers.remove(observer)
+
     def _count_end(self, exit: Exit) -> None:
         if not isinstance(exit, _NOT_COUNTED):
             self._end_counts[exit.kind] = self._end_counts.get(exit.kind, 0) + 1
@@ -561,5 +579,7 @@ class _Notify:
         self._machine = machine
 
     def put(self, data: bytes, /) -> None:
+        for observer in self._machine._output_observers:
+            observer(data)
         if self._machine._on_output is not None:
             self._machine._on_output()

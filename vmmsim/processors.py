@@ -30,14 +30,15 @@ _SLICE_SECONDS = 0.002
 
 class Processors:
     """All vCPUs of a machine; `current` is the number of the one that runs, or ran last, and
-    whose accesses devices answer. `on_halt` is told of each HLT in `run`, whether that goes on or not."""
+    whose accesses devices answer. `on_halt` is told of each HLT in `run` and which vCPU's it is, whether
+    the run goes on or not."""
 
     def __init__(
         self,
         items: list[Processor],
         *,
         parallel: bool,
-        on_halt: Callable[[Exit], None],
+        on_halt: Callable[[Exit, int], None],
     ) -> None:
         self.items = items
         self.current = 0
@@ -180,7 +181,7 @@ class Processors:
             elif isinstance(exit, Halt):
                 self._halt(item)
                 self._pass_on()
-                self._on_halt(exit)
+                self._on_halt(exit, item.number)
                 if item.board is None and alone:
                     return exit
                 if left is not None and left <= 0 and item.can_wake():
@@ -212,7 +213,7 @@ class Processors:
             self._halt(item)
             if handler is None:
                 return exit
-            self._on_halt(exit)
+            self._on_halt(exit, item.number)
             if item.board is not None and item.can_wake():
                 return BudgetSpent("insns", 1)
         elif isinstance(exit, Cancelled):

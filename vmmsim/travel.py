@@ -74,6 +74,7 @@ class TimeTravel(Chassis):
         self._between: list[Callable[[], None]] = []
         self._poisoned: str | None = None
         self._history: History | None = None
+        self._travel_observers: list[Callable[[str, Snapshot], None]] = []
         #: What the guest prints reaches nobody.
         self.muted = False
         #: How often devices were replaced: an exit from before is nobody's any more.
@@ -142,7 +143,10 @@ class TimeTravel(Chassis):
         from .snapshot.capture import capture
 
         self._check_idle()
-        return capture(self, comment=comment)
+        snapshot = capture(self, comment=comment)
+        for observer in self._travel_observers:
+            observer("snapshot", snapshot)
+        return snapshot
 
     def restore(self, snapshot: Snapshot, *, rewind: bool = True, copy: bool = False) -> None:
         """Go back (or over) to `snapshot`, which may come from another backend.
@@ -157,6 +161,14 @@ class TimeTravel(Chassis):
         if self._running:
             raise UsageError("the machine is running", hint="use machine.between(lambda: ...)")
         restore(self, snapshot, rewind=rewind, copy=copy)
+        for observer in self._travel_observers:
+            observer("restore", snapshot)
+
+    def observe_travel(self, observer: Callable[[str, Snapshot], None]) -> Callable[[], None]:
+        """Tell `observer` of each `snapshot` and each `restore`, by these words, once it is done. Returns
+        what takes it away again."""
+        self._travel_observers.append(observer)
+        return lambda: self._travel_observers.remove(observer)
 
     def history(self, every: Budget, *, keep: int = 64) -> History:
         """From now on keep a ring of `keep` snapshots, one each `every` (`exits(n)` or `insns(n)`), and

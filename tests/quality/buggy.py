@@ -47,6 +47,9 @@ class _Vcpu(_Proxy):
         super().__init__(inner)
         self._vm = vm
 
+    def quick(self) -> None:
+        """No shortcut around the fault."""
+
 
 class LosesShadow(_Vcpu):
     """The interrupt shadow of STI is not in the state that it gives."""
@@ -103,7 +106,7 @@ class LosesBit(_Vcpu):
 
 
 BACKENDS: dict[str, type[_Vcpu]] = {
-    "shadow": LosesShadow, "stores": SplitsStores, "flag": WrongFlag, "bit": LosesBit
+    "none": _Vcpu, "shadow": LosesShadow, "stores": SplitsStores, "flag": WrongFlag, "bit": LosesBit
 }  # fmt: skip
 
 

@@ -10,9 +10,10 @@ finds them by name.
 
 from __future__ import annotations
 
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import msgspec
 
@@ -23,6 +24,7 @@ from ..exits import Access, Exit
 
 if TYPE_CHECKING:
     from ..memory import Region
+    from .quick import Quick
 
 __all__ = [
     "CAPABILITY_TABLE",
@@ -37,6 +39,9 @@ __all__ = [
     "WrappedHandler",
     "unanswered",
 ]
+
+
+_REGISTERS = struct.Struct("<18Q")
 
 
 class AccessHandler(Protocol):
@@ -233,7 +238,8 @@ class Vcpu(ABC):
         """
 
     def step(self, handler: AccessHandler | None, *, interrupts: bool = False) -> Exit:
-        """Exactly one instruction (of a REP, one iteration or more), with `handler` answering.
+        """Exactly one instruction (of a REP, one iteration or more), with `handler` answering. That of an
+        exit which was answered is finished first, and is not the one.
 
         BudgetSpent of 1 insns when it is done, or what it came to: Halt, Shutdown and so on. Without a
         handler its first access ends the step, unanswered, as an exit of `run` does; `settle` finishes the
@@ -303,6 +309,21 @@ class Vcpu(ABC):
     def registers(self) -> Registers:
         """General registers, RIP and RFLAGS: cheaper than `state()`."""
 
+    #: Whether a glance at a write shows the registers from behind the instruction; else it shows them as
+    #: they were before it.
+    glances_behind: ClassVar[bool] = False
+
+    def glance(self) -> bytes:
+        """In a handler that answers an access of `run_inline`: the general registers, RIP and RFLAGS as
+        they are now, at next to no cost, in a form of the backend's own that `glanced` reads. Bytes 128
+        to 135 are RIP in all of them. A read shows what `registers()` would, a write see above."""
+        registers = self.registers()
+        return _REGISTERS.pack(*(getattr(registers, name) for name in registers.__struct_fields__))
+
+    def glanced(self, glance: bytes) -> Registers:
+        """The registers that `glance` gave, at any time later."""
+        return Registers(*_REGISTERS.unpack(glance))
+
     @abstractmethod
     def set_registers(self, registers: Registers) -> None:
         """Replace the general registers, RIP and RFLAGS. UsageError for values that no CPU can hold here,
@@ -327,6 +348,11 @@ class Vcpu(ABC):
         state = state.copy()
         state.halted = False
         self.set_state(state)
+
+    def quick(self) -> Quick | None:
+        """A shortcut from the state that it has now, which is settled first, for many small programs.
+        None: this vCPU has none, and its caller uses `set_state` and `state`."""
+        return None
 
     def check_state(self, state: CpuState) -> None:
         """Before a snapshot is restored: UsageError or NotSupported for a state that `set_state` would

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+from collections.abc import Callable
 from typing import Any
 
 from ..cpu.cpuid import TOPOLOGY, Table
@@ -54,6 +55,9 @@ class VcpuFd:
         self._page = mmap.mmap(fd, mmap_size)
         self.u8 = memoryview(self._page)
         self.u16, self.u32, self.u64 = self.u8.cast("H"), self.u8.cast("I"), self.u8.cast("Q")
+        self._registers = self.u8[_REGS_AT:_REGS_END]
+        #: The struct kvm_regs of the last exit.
+        self.register_bytes: Callable[[], bytes] = self._registers.tobytes
         self.u64[_VALID_REGS] = abi.SYNC_X86_REGS
         self._set_cpuid(cpuid)
         self._set_apic_base(apic)
@@ -94,10 +98,6 @@ class VcpuFd:
         return abi.Run.from_buffer_copy(self._page)
 
     # -- general registers
-
-    def register_bytes(self) -> bytes:
-        """The struct kvm_regs of the last exit."""
-        return bytes(self.u8[_REGS_AT:_REGS_END])
 
     def registers(self) -> Registers:
         """The general registers, without an ioctl."""
@@ -315,7 +315,7 @@ class VcpuFd:
         """Close the descriptor and the page. May be called twice."""
         if self.fd >= 0:
             fd, self.fd = self.fd, -1
-            for view in (self.u16, self.u32, self.u64, self.u8):
+            for view in (self._registers, self.u16, self.u32, self.u64, self.u8):
                 view.release()
             self._page.close()
             os.close(fd)

@@ -8,11 +8,15 @@ KVM_GET_SREGS to see that nothing else has changed. The x87 and SSE state costs 
 from __future__ import annotations
 
 import fcntl
+from typing import TYPE_CHECKING
 
 from ..cpu.state import FpuState
 from . import kvm_abi as abi
 from . import kvm_state
-from .kvm_vcpu import KvmVcpu
+from .kvm_fd import VcpuFd
+
+if TYPE_CHECKING:
+    from .kvm_vcpu import KvmVcpu
 
 __all__ = ["KvmQuick"]
 
@@ -23,13 +27,12 @@ _SREGS = abi.Sregs.interrupt_bitmap.offset
 
 
 class KvmQuick:
-    """From the state that `vcpu` has now. The vCPU's own checks of what is set are left out."""
+    """The `Quick` of `vcpu`, which is settled, and whose descriptor `cpu` is."""
 
-    def __init__(self, vcpu: KvmVcpu) -> None:
-        vcpu.settle()
+    def __init__(self, vcpu: KvmVcpu, cpu: VcpuFd) -> None:
         self._vcpu = vcpu
-        self._cpu = vcpu._cpu
-        self._sregs = bytes(self._cpu.sregs())
+        self._cpu = cpu
+        self._sregs = bytes(cpu.sregs())
         self._now = bytearray(len(self._sregs))
         self._image = bytearray(kvm_state.XSAVE_SIZE)
         self._fpu = False

@@ -51,6 +51,7 @@ from .kvm_step import Stepper
 
 if TYPE_CHECKING:
     from .kvm import KvmVm
+    from .quick import Quick
 
 __all__ = ["KvmVcpu"]
 
@@ -104,6 +105,8 @@ def _once(vcpu: KvmVcpu, handler: AccessHandler) -> AccessHandler:
 class KvmVcpu(Vcpu):
     """One vCPU. Made by `KvmVm.create_vcpu`."""
 
+    glances_behind = True
+
     def __init__(self, vm: KvmVm, cpu: VcpuFd, options: VmOptions, *, late_windows: bool) -> None:
         self._vm = vm
         self._cpu = cpu
@@ -130,6 +133,7 @@ class KvmVcpu(Vcpu):
         self._still = _MOVING
         self.tick_seconds = min(ticker.TICK_SECONDS, (options.watchdog_seconds or 1.0) / 4)
         self._u32[_REASON] = _TAKEN
+        self.glance = cpu.register_bytes  # type: ignore[method-assign] # KVM_CAP_SYNC_REGS has them there
         #: A debugger's step is under way; what makes it, and whether KVM steps in no odd ways.
         self._stepping = False
         self._stepper = Stepper(cpu, vm)
@@ -634,6 +638,12 @@ class KvmVcpu(Vcpu):
     def place(self) -> CpuState:
         self._settle()
         return self._cpu.place()
+
+    def quick(self) -> Quick:
+        from .kvm_quick import KvmQuick
+
+        self.settle()
+        return KvmQuick(self, self._cpu)
 
     def set_state(self, state: CpuState) -> None:
         validate(state)

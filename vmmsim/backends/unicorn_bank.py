@@ -174,6 +174,12 @@ class BankedVcpu(Vcpu):
     def registers(self) -> Registers:
         return self._in().registers()
 
+    def glance(self) -> bytes:
+        return self._bank.driver.glance()
+
+    def glanced(self, glance: bytes) -> Registers:
+        return self._bank.driver.glanced(glance)
+
     def set_registers(self, registers: Registers) -> None:
         self._in().set_registers(registers)
 

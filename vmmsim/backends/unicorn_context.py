@@ -19,8 +19,9 @@ from unicorn.unicorn_py3.unicorn import Uc, UcError
 from ..cpu import msrs
 from ..cpu.state import CpuState, Events, FpuState, Registers, Segment, Table
 from ..errors import NotSupported
+from .unicorn_glance import HOOKED_SIZE
 from .unicorn_probe import ContextBytes, Layout, find_layout, prove
-from .unicorn_registers import RegisterAccess, scratch_engine
+from .unicorn_registers import RegisterAccess, quick, scratch_engine
 
 __all__ = ["NOT_HELD", "ContextCodec", "context_usable"]
 
@@ -76,21 +77,27 @@ class ContextCodec(RegisterAccess):
                 f"this Unicorn's context cannot be used: {reason}", hint="use unicorn 2.1.4, or backend kvm"
             )
         self.layout = layout
-        self._context = ContextBytes(uc)
+        self.context = ContextBytes(uc)
+        self._glance = self.context.data[layout.registers : layout.registers + HOOKED_SIZE]
 
     def lazy_source(self) -> int:
         """The source operand of the last operation that set flags; see `unicorn_lazy`."""
-        source: int = _FLAGS.unpack_from(self._context.save(), self.layout.flags)[2]
+        source: int = _FLAGS.unpack_from(self.context.save(), self.layout.flags)[2]
         return source
+
+    def glance(self) -> bytes:
+        """What `unicorn_glance` reads, where a hook is called before each instruction."""
+        quick.uc_context_save(self.engine, self.context._handle)
+        return self._glance.tobytes()
 
     def write_registers(self, registers: Registers) -> None:
         """General registers, RIP and RFLAGS; in an INTR hook it does not end the run."""
-        self._put_registers(self._context.save(), registers)
-        self._context.restore()
+        self.put_registers(self.context.save(), registers)
+        self.context.restore()
 
     def read_state(self) -> CpuState:
         at = self.layout
-        data = self._context.save()
+        data = self.context.save()
         rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15, rip = (
             _REGISTERS.unpack_from(data, at.registers)
         )
@@ -111,7 +118,7 @@ class ContextCodec(RegisterAccess):
             xcr0=_QWORD.unpack_from(data, at.xcr0)[0],
             dr=list(debug[:4]), dr6=debug[6], dr7=debug[7],
             msrs={index: _msr(index, data, offset) for index, offset in at.msr.items()},
-            fpu=self._fpu(data),
+            fpu=self.fpu(data),
             events=_events(rflags, hidden & _HIDDEN_INHIBIT, hidden2),
         )  # fmt: skip
 
@@ -123,10 +130,10 @@ class ContextCodec(RegisterAccess):
         NotSupported when the guest has armed some and `state` has others.
         """
         at, s = self.layout, state
-        data = self._context.save()
+        data = self.context.save()
         self._check_armed(data, s)
         old = (*struct.unpack_from("<5Q", data, at.cr), _QWORD.unpack_from(data, at.efer)[0])
-        self._put_registers(data, s)
+        self.put_registers(data, s)
         hidden, hidden2 = struct.unpack_from("<II", data, at.flags + 40)
         hidden2 = hidden2 & ~_HIDDEN_NMI | (_HIDDEN_NMI if s.events.nmi_masked else 0) | _HIDDEN_CR8
         struct.pack_into("<II", data, at.flags + 40, hidden_flags(s) | hidden & _HIDDEN_KEPT, hidden2)
@@ -149,8 +156,8 @@ class ContextCodec(RegisterAccess):
                 struct.pack_into("<I", data, offset, value & 0xFFFFFFFF)
             else:
                 _QWORD.pack_into(data, offset, value)
-        self._put_fpu(data, s.fpu)
-        self._context.restore()
+        self.put_fpu(data, s.fpu)
+        self.context.restore()
         # The rounding and precision that arithmetic uses are only derived in these two calls.
         self.write(x86.UC_X86_REG_FPCW, s.fpu.fcw)
         self.write(x86.UC_X86_REG_MXCSR, s.fpu.mxcsr)
@@ -172,14 +179,15 @@ class ContextCodec(RegisterAccess):
     def check_breakpoints(self, state: CpuState) -> None:
         """NotSupported where `write_state` would lose breakpoints, or refuse `state` for those that the
         guest has armed."""
-        if not self._check_armed(self._context.save(), state) and state.dr7 & _DR7_ENABLED:
+        if not self._check_armed(self.context.save(), state) and state.dr7 & _DR7_ENABLED:
             raise NotSupported(
                 f"the state has armed breakpoints (DR7 {state.dr7:#x}), which Unicorn arms only when the "
                 "guest itself writes DR7",
                 hint="use backend kvm, or a snapshot from before they were armed",
             )
 
-    def _put_registers(self, data: memoryview, r: Registers) -> None:
+    def put_registers(self, data: memoryview, r: Registers) -> None:
+        """Into the bytes of a context: general registers, RIP and RFLAGS."""
         at = self.layout
         _REGISTERS.pack_into(
             data, at.registers, r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi,
@@ -192,7 +200,8 @@ class ContextCodec(RegisterAccess):
             "<4QIi", data, at.flags, flags, 0, flags & _CC, 0, _LAZY_EFLAGS, -1 if flags & 1 << 10 else 1
         )
 
-    def _fpu(self, data: memoryview) -> FpuState:
+    def fpu(self, data: memoryview) -> FpuState:
+        """From the bytes of a context, but MXCSR, which the engine is asked for."""
         at = self.layout
         top, fsw, fcw, *empty = _FPU.unpack_from(data, at.fpu)
         fop, fip, fdp = _FPU_POINTERS.unpack_from(data, at.fpu_pointers)
@@ -209,7 +218,8 @@ class ContextCodec(RegisterAccess):
             ymmh=[q[2] | q[3] << 64 for q in ymm],
         )  # fmt: skip
 
-    def _put_fpu(self, data: memoryview, fpu: FpuState) -> None:
+    def put_fpu(self, data: memoryview, fpu: FpuState) -> None:
+        """Into the bytes of a context, but MXCSR; softfloat's view of the control word is not there."""
         at, mask = self.layout, (1 << 64) - 1
         top = fpu.fsw >> 11 & 7
         empty = [1 - (fpu.ftw >> i & 1) for i in range(8)]

@@ -7,11 +7,15 @@ of the program in it, and copied out; of the rest it is only seen whether its by
 from __future__ import annotations
 
 import struct
+from typing import TYPE_CHECKING
 
 from unicorn import x86_const as x86
 
 from ..cpu.state import FpuState, Registers
-from .unicorn_vcpu import UnicornVcpu
+from .unicorn_context import ContextCodec
+
+if TYPE_CHECKING:
+    from .unicorn_vcpu import UnicornVcpu
 
 __all__ = ["UnicornQuick"]
 
@@ -21,17 +25,12 @@ _GPRS = struct.Struct("<17Q")
 
 
 class UnicornQuick:
-    """From the state that `vcpu` has now. The vCPU's own checks of what is set are left out."""
+    """The `Quick` of `vcpu`, which is settled, and whose engine `codec` reads and writes."""
 
-    def __init__(self, vcpu: UnicornVcpu) -> None:
-        vcpu.settle()
-        # The native engine lets code run free until its first access; which program has that must not
-        # matter.
-        if not getattr(vcpu, "_watched", True):
-            vcpu._watch(True)  # type: ignore[attr-defined]
+    def __init__(self, vcpu: UnicornVcpu, codec: ContextCodec) -> None:
         self._vcpu = vcpu
-        codec = self._codec = vcpu.codec
-        self._context = codec._context
+        self._codec = codec
+        self._context = codec.context
         self._base = bytes(self._context.save())
         self._base_fpu = vcpu.state().fpu
         at = codec.layout
@@ -42,14 +41,13 @@ class UnicornQuick:
         self._fpu = False
 
     def put(self, registers: tuple[int, ...], fpu: FpuState | None) -> None:
-        vcpu, codec = self._vcpu, self._codec
-        if not vcpu.whole or getattr(vcpu, "_restart", False):
-            vcpu.abandon()
+        codec = self._codec
+        self._vcpu.abandon()
         data = self._context.data
         data[:] = self._base
-        codec._put_registers(data, Registers(*registers))
+        codec.put_registers(data, Registers(*registers))
         if fpu is not None:
-            codec._put_fpu(data, fpu)
+            codec.put_fpu(data, fpu)
         self._context.restore()
         if fpu is not None or self._fpu:
             now = fpu or self._base_fpu
@@ -65,4 +63,4 @@ class UnicornQuick:
         rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, *rest = _GPRS.unpack_from(data, codec.layout.registers)
         regs = (rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, *rest, codec.read(x86.UC_X86_REG_RFLAGS))
         changed = any(data[start:end] != base for start, end, base in self._spans)
-        return regs, changed, codec._fpu(data) if self._fpu else None
+        return regs, changed, codec.fpu(data) if self._fpu else None

@@ -36,11 +36,13 @@ from ..errors import NotSupported, UsageError
 from ..exits import Access, Breakpoint, Exit, FetchUnmapped, ReadAccess, Shutdown, Unsupported
 from .base import AccessHandler, unanswered
 from .unicorn_context import ContextCodec
+from .unicorn_glance import registers_of
 from .unicorn_pins import FOREVER, UnicornPins
 from .unicorn_trap_intercepts import ALL, HLT
 from .unicorn_traps import AGAIN, HALTED, VMCB, VMCB_SIZE, GuestRam, Platform, TrapUnit, vmcb_bytes
 
 if TYPE_CHECKING:
+    from .quick import Quick
     from .unicorn import UnicornVm
 
 __all__ = ["DB", "FOREVER", "GP", "INTERCEPTS", "PAGE", "PF", "UnicornVcpu", "check"]
@@ -387,6 +389,9 @@ class UnicornVcpu(UnicornPins):
         self.settle()
         return self.codec.read_registers()
 
+    def glanced(self, glance: bytes) -> Registers:
+        return registers_of(glance)
+
     def set_registers(self, registers: Registers) -> None:
         self.settle()
         self._check_settable()
@@ -404,6 +409,12 @@ class UnicornVcpu(UnicornPins):
         validate(state)
         if state.mode == "v86":
             raise NotSupported("virtual-8086 mode cannot be set on Unicorn", hint="use mode real")
+
+    def quick(self) -> Quick:
+        from .unicorn_quick import UnicornQuick
+
+        self.settle()
+        return UnicornQuick(self, self.codec)
 
     def set_state(self, state: CpuState) -> None:
         self._check_possible(state)
@@ -520,6 +531,7 @@ class UnicornVcpu(UnicornPins):
         """Take back the counting that steps have begun: the guest is to run at its full speed."""
 
     def step(self, handler: AccessHandler | None, *, interrupts: bool = False) -> Exit:
+        self.settle()
         board, look = self._board, self._look
         counting = self.insns is not None
         self._stepping = True

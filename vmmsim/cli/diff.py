@@ -15,6 +15,7 @@ from ..errors import BackendUnavailable, UsageError
 from ..memory import parse_size
 from .common import Choices, json_option, machine_config, parse_seconds, resolve
 from .output import fancy, out, say
+from .written import check_writable, write_file
 
 if TYPE_CHECKING:
     from ..diff.report import Report
@@ -46,6 +47,7 @@ _STYLES = {"head": "bold", "part": "bold cyan", "a": "blue", "b": "red", "here":
 @click.option("--b-set", multiple=True, metavar="FIELD=VALUE", help="The same for side b.")
 @click.option("--step", is_flag=True, help="Find the first instruction that differs, too.")
 @click.option("--html", "html_file", metavar="FILE", help="Write the report to FILE as a page.")
+@click.option("--explore", "explore_file", metavar="FILE", help="Write both runs to FILE as a page.")
 @click.option("--only-available", is_flag=True, help="Run one side alone where the other cannot run.")
 @click.option("--max-exits", type=click.IntRange(min=1), metavar="N", help="Compare N exits at most.")
 @click.option("--timeout", metavar="TIME", help="Stop after this time: 10, 1.5s, 200ms, 2m.")
@@ -80,6 +82,7 @@ def command(
     b_set: tuple[str, ...],
     step: bool,
     html_file: str | None,
+    explore_file: str | None,
     only_available: bool,
     timeout: str | None,
     max_exits: int | None,
@@ -99,6 +102,8 @@ def command(
     from ..diff.session import diff
 
     sides = (_side(a, a_device, a_set, "--a"), _side(b, b_device, b_set, "--b"))
+    if explore_file is not None:
+        check_writable(explore_file, "--explore")
     choices = Choices(quiet=True, **options)
     workload = _workload(choices)
     progress = _Progress(not quiet and sys.stderr is not None and sys.stderr.isatty())
@@ -127,6 +132,8 @@ def command(
         _show(report)
     if any(side.missing for side in (report.a, report.b)):
         return 0
+    if explore_file is not None:
+        _explore(workload, sides, report, explore_file)
     return {"same": 0, "diverged": _DIFFER}.get(report.verdict, _stopped(report))
 
 
@@ -250,6 +257,16 @@ def _write_html(report: Report, path: str) -> None:
         raise UsageError(
             f"the report '{path}' cannot be written: {error.strerror}", hint="choose another file for --html"
         ) from error
+
+
+def _explore(workload: Workload, sides: tuple[Side, Side], report: Report, path: str) -> None:
+    """Both runs on one page, up to a little behind the first difference."""
+    from ..diff.explore import explored
+    from ..explore import page
+
+    a, b = explored(workload, *sides, report.exits)
+    write_file(path, [page(a, b)])
+    say(f"{path}: both runs, side by side")
 
 
 def _show(report: Report) -> None:

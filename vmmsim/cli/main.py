@@ -30,6 +30,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "run": ("run", "Run a guest."),
     "exits": ("exits", "Show each exit that a guest makes, as a line."),
     "step": ("step", "Go through a guest exit by exit, and answer for its devices."),
+    "trace": ("trace", "Record a guest's exits in detail, as a page or for other viewers."),
     "diff": ("diff", "Run a guest on two CPUs and find the first difference."),
     "guests": ("guests", "List the built-in guests."),
     "devices": ("devices", "List the devices of a machine model."),

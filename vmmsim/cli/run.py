@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from ..errors import DeviceError, UsageError
+from ..errors import DeviceError
 from ..exits import Exit
 from .common import Choices, budgets, guest_options, json_option, open_machine, resolve
 from .debug import Debugging
-from .output import end_line, say
+from .output import say
 from .record import recording_source, start_recording
-from .session import Stop, judge, open_serial, print_json, run_to_end, terminal, tracing
+from .session import (
+    Stop,
+    cheating,
+    check_cheat,
+    judge,
+    open_serial,
+    print_json,
+    run_to_end,
+    terminal,
+    tracing,
+)
 from .taker import Taker
-
-if TYPE_CHECKING:
-    from ..guests import Cheat
-    from ..machine import Machine
 
 __all__ = ["command"]
 
@@ -88,11 +93,8 @@ def command(
     limits = budgets(choices)
     debugging = Debugging.of(gdb_default, gdb, freeze, reverse, gdb_remote, limits)
     target = resolve(choices)
-    if cheat and target.cheat is None:
-        raise UsageError(
-            f"'{target.name}' says nothing of how it is lost, so nobody can cheat",
-            hint="a built-in guest has [cheat] in its guest.toml, as guess does; see guests/README.md",
-        )
+    if cheat:
+        check_cheat(target)
     if debugging is not None:
         debugging.settle(choices, target)
     stop = Stop()
@@ -107,8 +109,8 @@ def command(
         server = None if debugging is None else stack.enter_context(debugging.open(choices.quiet))
         finish = stack.enter_context(tracing(machine, target, trace))
         taker.arm(machine)
-        if cheat and target.cheat is not None:
-            stack.callback(_cheat(machine, target.cheat))
+        if cheat:
+            stack.callback(cheating(machine, target))
         keep = start_recording(machine, target, record)
         end: Exit | DeviceError | None = None
         try:
@@ -127,13 +129,3 @@ def command(
         if as_json:
             print_json(machine, target, end, result)
         return result.code
-
-
-def _cheat(machine: Machine, cheat: Cheat) -> Callable[[], None]:
-    from ..snapshot.cheat import TimeMachine
-
-    def told(times: int) -> None:
-        end_line(machine.output)
-        say(f"that game was lost: back in time to before it ({times})")
-
-    return TimeMachine(machine, begin=cheat.begin, lost=cheat.lost, on_back=told).close

@@ -18,7 +18,18 @@ if TYPE_CHECKING:
     from ..machine import Machine
     from ..streams import Port
 
-__all__ = ["Stop", "judge", "open_serial", "print_json", "run_to_end", "terminal", "tracing"]
+__all__ = [
+    "Stop",
+    "cheating",
+    "check_cheat",
+    "detail_of",
+    "judge",
+    "open_serial",
+    "print_json",
+    "run_to_end",
+    "terminal",
+    "tracing",
+]
 
 
 class Stop:
@@ -122,7 +133,7 @@ def tracing(
         def finish(end: Exit | DeviceError | None) -> None:
             remove()
             exit = end if isinstance(end, Exit) else None
-            trying(writer.end, exit, detail=_detail(end), rip=machine.vcpu.registers().rip)
+            trying(writer.end, exit, detail=detail_of(end), rip=machine.vcpu.registers().rip)
 
         yield finish
 
@@ -137,7 +148,32 @@ def run_to_end(run: Callable[[], Exit | DeviceError]) -> Exit | DeviceError:
         return error
 
 
-def _detail(end: Exit | DeviceError | None) -> str:
+def cheating(machine: Machine, target: Target) -> Callable[[], None]:
+    """`--cheat`: back in time whenever the game is lost. UsageError for a guest that does not say when it
+    is. Returns what ends it."""
+    from ..snapshot.cheat import TimeMachine
+
+    check_cheat(target)
+    assert target.cheat is not None
+
+    def told(times: int) -> None:
+        end_line(machine.output)
+        say(f"that game was lost: back in time to before it ({times})")
+
+    return TimeMachine(machine, begin=target.cheat.begin, lost=target.cheat.lost, on_back=told).close
+
+
+def check_cheat(target: Target) -> None:
+    """UsageError for a guest that does not say when it is lost."""
+    if target.cheat is None:
+        raise UsageError(
+            f"'{target.name}' says nothing of how it is lost, so nobody can cheat",
+            hint="a built-in guest has [cheat] in its guest.toml, as guess does; see guests/README.md",
+        )
+
+
+def detail_of(end: Exit | DeviceError | None) -> str:
+    """How a run ended, for people."""
     if end is None:
         return "the run was cut short"
     return end.describe() if isinstance(end, Exit) else end.message
@@ -174,7 +210,7 @@ def print_json(machine: Machine, target: Target, end: Exit | DeviceError, result
         "provenance": machine.backend.provenance,
         "reason": machine.backend_choice,
         "exit": end.kind if isinstance(end, Exit) else "device_error",
-        "detail": _detail(end),
+        "detail": detail_of(end),
         "exit_code": result.code,
         "guest_code": getattr(end, "code", None) if isinstance(end, Exit) else None,
         "rip": machine.vcpu.registers().rip,

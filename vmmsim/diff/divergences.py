@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -60,19 +60,22 @@ class Program(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 class Divergence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One entry. `kvm` says what each provenance does (`pvm`, `vmx`, `svm`; `any` for all),
-    `architecture` what the SDM asks for. `test` names what holds the entry to account: a check
-    of vmmsim.testing, or a test as `tests/file.py::name`.
+    `architecture` what the SDM asks for and `right` who does it: `both` where it is left open or
+    undefined, and of KVMs that are not the same the one where it was measured, kvm_pvm. `test` names what
+    holds the entry to account: a check of vmmsim.testing, or a test as `tests/file.py::name`.
 
     `ignore` are the bits of CpuState fields that a comparison leaves out, by the names of
     `CpuState.fields` ("rflags", "fpu.fop"); a mask of -1 is the whole field.
 
     What follows is for the fuzzer. `program` shows the divergence. `insn` matches an instruction
-    that differs, as capstone writes it (`shl eax, cl`), in one of `modes` (none: all); `differs`
-    has the fields in which it may, with masks: a field of `vmmsim.diff.runner`, or a group of
-    `GROUPS`. An entry with `rflags` and nothing else (but `end`) there is masked in each comparison;
-    the others explain a finding, if some of the bits of each field in `needs` differ. `ends` explains
-    a program that ends otherwise on the CPUs: patterns for `kvm` and `unicorn`; so does `end` in
-    `differs`, whatever the ends.
+    that differs, as capstone writes it (`shl eax, cl`), in one of `modes` (none: all), and `code` its
+    bytes in hex with all prefixes, where the text says too little; `then` is an instruction that must come
+    after it, where it takes another to see the difference. `differs` has the fields in which they may
+    differ, with masks: a field of `vmmsim.diff.runner`, or a group of `GROUPS`. An entry with
+    `rflags` and nothing else (but `end`) there is masked in each comparison; the others explain a
+    finding, if some of the bits of each field in `needs` differ, and if the program ended on both CPUs as
+    the pattern `ended` says. `ends` explains a program that ends otherwise on the CPUs: patterns for
+    `kvm` and `unicorn`; so does `end` in `differs`, whatever the ends.
     """
 
     id: str
@@ -80,12 +83,16 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     kvm: dict[str, str]
     unicorn: str
     architecture: str
+    right: Literal["kvm", "unicorn", "both", "neither"]
     source: str
     test: str
     ignore: dict[str, int] = msgspec.field(default_factory=dict)
     program: Program | None = None
     insn: str = ""
+    code: str = ""
+    then: str = ""
     modes: tuple[str, ...] = ()
+    ended: str = ""
     differs: dict[str, int] = msgspec.field(default_factory=dict)
     needs: dict[str, int] = msgspec.field(default_factory=dict)
     ends: dict[str, str] = msgspec.field(default_factory=dict)
@@ -102,9 +109,34 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             {"any", kinds.get("kvm", "")} & set(self.kvm) and "kvm" in kinds
         )
 
-    def names(self, insn: str, mode: str) -> bool:
-        """Whether `insn` (capstone's text) in `mode` is one that it is about."""
-        return bool(self.insn) and (not self.modes or mode in self.modes) and _matches(self.insn, insn)
+    def names(self, insn: str, mode: str, code: bytes) -> bool:
+        """Whether `insn` (capstone's text of `code`) in `mode` is one that it is about."""
+        return (
+            bool(self.insn)
+            and (not self.modes or mode in self.modes)
+            and _matches(self.insn, insn)
+            and (not self.code or _matches(self.code, code.hex()))
+        )
+
+    def concerns(
+        self,
+        insns: Sequence[tuple[bytes, str]],
+        mode: str,
+        provenances: tuple[str, str],
+    ) -> bool:
+        """Whether it is about these CPUs and one of `insns` (bytes and text)."""
+        if not self.between(provenances):
+            return False
+        at = next((i for i, (code, text) in enumerate(insns) if self.names(text, mode, code)), None)
+        if at is None:
+            return False
+        return not self.then or any(_matches(self.then, text) for _, text in insns[at + 1 :])
+
+    def needed(self, fields: Sequence[tuple[str, int]], ends: tuple[str, str]) -> bool:
+        """Whether the fields that it needs are there, and programs that ended as it says."""
+        return (not self.ended or all(_matches(self.ended, end) for end in ends)) and all(
+            any(n == name and bits & mask for n, bits in fields) for name, mask in self.needs.items()
+        )
 
     def allows(self, field: str, bits: int) -> bool:
         """Whether `bits` of `field` (-1: it is no number) may differ here."""
@@ -130,14 +162,14 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     def explains(
         self,
-        insns: Sequence[str],
+        insns: Sequence[tuple[bytes, str]],
         mode: str,
         fields: Sequence[tuple[str, int]],
         ends: tuple[str, str],
         provenances: tuple[str, str],
     ) -> bool:
         """Whether it explains a difference; see `explain`."""
-        if not self.between(provenances) or not any(self.names(text, mode) for text in insns):
+        if not self.concerns(insns, mode, provenances):
             return False
         if ends[0] != ends[1]:
             kvm = 0 if provenances[0].startswith("kvm") else 1
@@ -149,7 +181,7 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return (
             bool(self.differs)
             and all(self.allows(name, bits) for name, bits in fields)
-            and all(any(n == name and bits & mask for n, bits in fields) for name, mask in self.needs.items())
+            and self.needed(fields, ends)
         )
 
 
@@ -184,7 +216,7 @@ def parse(text: str) -> dict[str, Divergence]:
                 hint="kvm has some of any, pvm, vmx and svm",
             )
         try:
-            for text in (entry.insn, *entry.ends.values()):
+            for text in (entry.insn, entry.code, entry.then, entry.ended, *entry.ends.values()):
                 re.compile(text)
         except re.error as error:
             raise UsageError(
@@ -218,17 +250,17 @@ def ignored_bits(ids: tuple[str, ...] | None = None) -> dict[str, int]:
 
 
 @cache
-def flag_masks(insn: str, mode: str) -> int:
-    """RFLAGS that `insn` (as capstone writes it) leaves so that a comparison leaves them out."""
+def flag_masks(insn: str, mode: str, code: bytes) -> int:
+    """RFLAGS that `insn` (as capstone writes `code`) leaves so that a comparison leaves them out."""
     mask = 0
     for entry in divergences().values():
-        if entry.masked and entry.names(insn, mode):
+        if entry.masked and entry.names(insn, mode, code):
             mask |= entry.differs["rflags"]
     return mask
 
 
 def explain(
-    insns: Iterable[str],
+    insns: Iterable[tuple[bytes, str]],
     mode: str,
     fields: Iterable[tuple[str, int]],
     ends: tuple[str, str],
@@ -236,18 +268,18 @@ def explain(
 ) -> str | None:
     """The id of the entry that explains a difference, or of several joined by `+`; None if none does.
 
-    `insns` are the instructions of the program, shrunk as far as it goes; `fields` what differs
-    with the bits (-1: no number); `ends` how it ended on each of `provenances`.
+    `insns` are the instructions of the program (bytes and text), shrunk as far as it goes; `fields` what
+    differs with the bits (-1: no number); `ends` how it ended on each of `provenances`.
     """
-    texts, wanted = list(insns), list(fields)
+    program, wanted = list(insns), list(fields)
     for entry in divergences().values():
-        if entry.explains(texts, mode, wanted, ends, provenances):
+        if entry.explains(program, mode, wanted, ends, provenances):
             return entry.id
-    return _together(texts, mode, wanted, ends, provenances)
+    return _together(program, mode, wanted, ends, provenances)
 
 
 def _together(
-    texts: Sequence[str],
+    insns: Sequence[tuple[bytes, str]],
     mode: str,
     fields: Sequence[tuple[str, int]],
     ends: tuple[str, str],
@@ -259,10 +291,7 @@ def _together(
     able = [
         entry
         for entry in divergences().values()
-        if entry.differs
-        and entry.between(provenances)
-        and any(entry.names(text, mode) for text in texts)
-        and all(any(n == name and bits & mask for n, bits in fields) for name, mask in entry.needs.items())
+        if entry.differs and entry.concerns(insns, mode, provenances) and entry.needed(fields, ends)
     ]
     used: list[str] = []
     for name, bits in fields:

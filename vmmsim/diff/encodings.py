@@ -266,7 +266,7 @@ def _flags(step, mode: str) -> tuple[int, int, int]:  # type: ignore[no-untyped-
         defines = 0  # nothing, if the count is 0
     if _READS_ALL.fullmatch(step.mnemonic):
         reads = 0x8D5
-    undefined = flag_masks(f"{step.mnemonic} {step.op_str}".strip(), mode)
+    undefined = flag_masks(f"{step.mnemonic} {step.op_str}".strip(), mode, bytes(step.bytes))
     return undefined, defines, reads
 
 

@@ -15,7 +15,7 @@ from ..cpu.vectors import vector_name
 from .case import CODE, Case, disassemble
 from .divergences import explain
 from .runner import Pair, Verdict
-from .shrink import shrink
+from .shrink import shorten, shrink
 
 __all__ = ["Finding", "cause_of", "examine", "listing"]
 
@@ -92,9 +92,8 @@ def _shape(case: Case, verdict: Verdict) -> tuple[object, ...]:
 
 def explanation(case: Case, verdict: Verdict, provenances: tuple[str, str]) -> str | None:
     """The divergence that explains what `case` shows."""
-    texts = [text for _, text in disassemble(case.mode, case.units)]
     fields = [(field.name, field.bits) for field in verdict.fields]
-    return explain(texts, case.mode, fields, verdict.ends, provenances)
+    return explain(disassemble(case.mode, case.units), case.mode, fields, verdict.ends, provenances)
 
 
 def examine(pair: Pair, case: Case, verdict: Verdict) -> Finding | None:
@@ -126,8 +125,12 @@ def examine(pair: Pair, case: Case, verdict: Verdict) -> Finding | None:
         shown = found
         return True
 
-    small = shrink(case, same)
-    return _finding(small, shown, case, explanation(small, shown, pair.provenances) or "")
+    small = shorten(case, same)
+    known = explanation(small, shown, pair.provenances)
+    if known is None:  # only what a person is going to read is made as plain as it goes
+        small = shrink(small, same)
+        known = explanation(small, shown, pair.provenances)
+    return _finding(small, shown, case, known or "")
 
 
 def _kept(shape: tuple[object, ...], now: tuple[object, ...]) -> bool:

@@ -1,8 +1,7 @@
 """A lane: one backend's VM, kept open, through which cases go one after another.
 
-`Lane` uses the interface of `vmmsim.backends.base` and nothing else, so any backend has one.
-For vmmsim's own two, `open_lane` takes the shortcut that they have (`backends.kvm_quick`,
-`backends.unicorn_quick`): what a case cannot have changed is not read, and what it did not
+It uses the interface of `vmmsim.backends.base` and nothing else, so any backend has one. Where a
+vCPU has a shortcut (`Vcpu.quick`) what a case cannot have changed is not read, and what it did not
 change is not set again. Debug registers and MSRs are among that: no case of the fuzzer writes them.
 """
 
@@ -10,15 +9,16 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any, Protocol
+from typing import Any
 
 from ..backends.base import Backend, Vcpu, VmOptions
+from ..backends.quick import Quick
 from ..cpu.state import CpuState, FpuState
 from ..exits import Cancelled, Exit, Halt, Refused, Shutdown
 from ..memory import GuestMemory
-from .case import CODE, CODE_END, END_PORT, HANDLERS, HANDLERS_END, RAM, SLOT, Case, base_image, base_state
+from .case import END_PORT, HANDLERS, HANDLERS_END, RAM, SLOT, Case, base_image, base_state, start_rip
 
-__all__ = ["END", "HUNG", "NAMES", "REFUSED", "TOO_MANY", "Lane", "Outcome", "Quick", "open_lane"]
+__all__ = ["END", "HUNG", "NAMES", "REFUSED", "TOO_MANY", "Lane", "Outcome"]
 
 #: How a run ended, beside `#13` for an exception and `shutdown`.
 END, REFUSED, HUNG, TOO_MANY = "end", "refused", "hung", "accesses"
@@ -52,17 +52,6 @@ class Outcome:
         self.state = state
         self.fpu = fpu
         self.seen = seen
-
-
-class Quick(Protocol):
-    """A backend's shortcut to the registers of one vCPU, from a state that was set before."""
-
-    def put(self, registers: tuple[int, ...], fpu: FpuState | None) -> None:
-        """The base state, but for these. `fpu` None: the base's, and it is not asked for."""
-
-    def get(self) -> tuple[tuple[int, ...], bool, FpuState | None]:
-        """The registers, whether anything of the base state but them and `fpu` has changed, and
-        the x87 and SSE state if it was given."""
 
 
 class _Handler:
@@ -117,6 +106,7 @@ class Lane:
         self.memory.attach(self.vm, lambda: self.vcpu.settle())
         self.vcpu = self.vm.create_vcpu()
         self._handler = _Handler(self.vcpu)
+        self._quick: Quick | None = None
         self._mode = ""
         self._image = b""
         self._fresh: set[int] = set()
@@ -153,10 +143,26 @@ class Lane:
         self.ram[:] = self._image
         self._fresh.clear()
         self.vm.memory_written(0, RAM)
+        self._reset()
+
+    def _reset(self) -> None:
+        self.vcpu.abandon()
+        self.vcpu.set_state(base_state(self._mode))
+        self._quick = self.vcpu.quick()
 
     def _put(self, case: Case) -> None:
-        self.vcpu.abandon()
-        self.vcpu.set_state(case.state())
+        if self._quick is None:
+            self.vcpu.abandon()
+            self.vcpu.set_state(case.state())
+            return
+        r = case.regs
+        self._quick.put(
+            (
+                r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rsp, r.rbp,
+                r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, start_rip(case), r.rflags,
+            ),
+            case.fpu,
+        )  # fmt: skip
 
     def run(self, case: Case) -> Outcome:
         """From `enter` to the end of the program."""
@@ -170,9 +176,18 @@ class Lane:
         return self._outcome(case, self._end(exit, case), seen)
 
     def _outcome(self, case: Case, end: str, seen: list[Any]) -> Outcome:
-        state = self.vcpu.state()
-        regs = tuple(getattr(state, name) for name in NAMES)
-        return Outcome(self._exception(end, regs), regs, state, state.fpu if case.fpu else None, seen)
+        if self._quick is None:
+            state = self.vcpu.state()
+            regs = tuple(getattr(state, name) for name in NAMES)
+            return Outcome(self._exception(end, regs), regs, state, state.fpu if case.fpu else None, seen)
+        if end is not END:
+            self.vcpu.settle()
+        regs, changed, fpu = self._quick.get()
+        end = self._exception(end, regs)
+        full = self.vcpu.state() if changed else None
+        if end is not END and end[0] != "#":
+            self._reset()
+        return Outcome(end, regs, full, fpu, seen)
 
     def _end(self, exit: Exit, case: Case) -> str:
         if isinstance(exit, Halt):
@@ -190,76 +205,12 @@ class Lane:
         return end
 
     def leave(self, case: Case) -> None:
-        """Make memory again what it was before the case."""
-        place = case.place
-        code = self.ram[CODE:CODE_END] if self.ram[place : place + SLOT] != case.image else None
-        if code is not None:
-            self._fresh.add(place)  # it was written to: be sure that nothing of it is kept
-            self.vm.memory_written(0, RAM)
-            self._fresh.clear()
-        self.ram[:CODE] = self._image[:CODE]
-        self.ram[CODE_END:] = self._image[CODE_END:]
+        """Make memory again what it was before the case, its own code too: what a program reads at the
+        places of others must not depend on which were run before."""
+        self.ram[:] = self._image
 
     def close(self) -> None:
         """End the VM. May be called twice."""
         self._closed.set()
         self.vm.close()
         self.memory.close()
-
-
-class _QuickLane(Lane):
-    """A lane that goes through a backend's shortcut."""
-
-    def __init__(self, backend: Backend) -> None:
-        super().__init__(backend)
-        self._quick: Quick | None = None
-
-    def _make(self) -> Quick:
-        if self.backend.name == "kvm":
-            from ..backends.kvm_quick import KvmQuick
-
-            return KvmQuick(self.vcpu)  # type: ignore[arg-type]
-        from ..backends.unicorn_quick import UnicornQuick
-
-        return UnicornQuick(self.vcpu)  # type: ignore[arg-type]
-
-    def _enter_mode(self, mode: str) -> None:
-        super()._enter_mode(mode)
-        self._reset()
-
-    def _reset(self) -> None:
-        self.vcpu.abandon()
-        self.vcpu.set_state(base_state(self._mode))
-        self._quick = self._make()
-
-    def _put(self, case: Case) -> None:
-        assert self._quick is not None
-        r = case.regs
-        rip = case.place - CODE if case.mode == "16" else case.place
-        self._quick.put(
-            (
-                r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rsp, r.rbp,
-                r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, rip, r.rflags,
-            ),
-            case.fpu,
-        )  # fmt: skip
-
-    def _outcome(self, case: Case, end: str, seen: list[Any]) -> Outcome:
-        assert self._quick is not None
-        if end is not END:
-            self.vcpu.settle()
-        regs, changed, fpu = self._quick.get()
-        end = self._exception(end, regs)
-        state = self.vcpu.state() if changed else None
-        if end not in (END,) and end[0] != "#":
-            self._reset()
-        return Outcome(end, regs, state, fpu, seen)
-
-
-def open_lane(backend: Backend) -> Lane:
-    """A lane for `backend`, by its shortcut where it is one of vmmsim's own."""
-    from ..backends import REGISTRY
-
-    module = type(backend).__module__
-    own = module in ("vmmsim.backends.kvm", "vmmsim.backends.unicorn")
-    return _QuickLane(backend) if own and backend.name in REGISTRY else Lane(backend)

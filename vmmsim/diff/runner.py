@@ -6,6 +6,7 @@ A field is a register by its name in `CpuState.fields`, or one of
     accesses   what it did outside RAM, access by access
     memory     RAM
     frame      the RFLAGS that an exception pushed, and `error`, its error code
+    pushed     memory right below the stack pointer, where an exception that ended in a shutdown was pushed
     code       the program wrote over itself: on both, and no difference by itself
     fpu.exponent0..7   sign and exponent of an x87 register whose other 64 bits are the same
 """
@@ -19,9 +20,9 @@ import msgspec
 from ..backends.base import Backend
 from ..cpu.state import FpuState
 from ..cpu.vectors import ERROR_CODE_VECTORS
-from .case import CODE, CODE_END, RAM, SLOT, Case
+from .case import RAM, SLOT, Case
 from .divergences import ignored_bits
-from .lanes import END, HUNG, NAMES, REFUSED, Outcome, open_lane
+from .lanes import END, HUNG, NAMES, REFUSED, Lane, Outcome
 
 __all__ = ["Field", "Pair", "Verdict"]
 
@@ -29,6 +30,8 @@ _RF = 1 << 16
 _MANTISSA = (1 << 64) - 1
 #: Sign and exponent of a register that MMX has written: the divergence `mmx-exponent`.
 _MMX_EXPONENT = 0xFFFF
+#: The widest frame: five words of 8 bytes and an error code (SDM vol. 3, 6.14.2).
+_LARGEST_FRAME = 48
 
 
 class Field(msgspec.Struct, frozen=True):
@@ -63,9 +66,9 @@ class Pair:
     """Two backends with a lane each. A context manager."""
 
     def __init__(self, left: Backend, right: Backend) -> None:
-        self.left = open_lane(left)
+        self.left = Lane(left)
         try:
-            self.right = open_lane(right)
+            self.right = Lane(right)
         except BaseException:
             self.left.close()
             raise
@@ -153,8 +156,12 @@ class Pair:
 
     def _memories(self, case: Case, a: Outcome, b: Outcome, mask: int, found: list[Field]) -> None:
         mine, theirs = self.left.ram, self.right.ram
-        if a.end == b.end and a.end[0] == "#" and a.regs[6] == b.regs[6]:
-            for name, at, size in _frame(case.mode, int(a.end[1:]), a.regs[6]):
+        # SS:SP has 16 bits in real mode: what the frame holds is compared whatever else ESP has.
+        stack = 0xFFFF if case.mode == "16" else -1
+        rsp = a.regs[6] & stack
+        same = a.end == b.end and rsp == b.regs[6] & stack
+        if same and a.end[0] == "#":
+            for name, at, size in _frame(case.mode, int(a.end[1:]), rsp):
                 if case.mode == "32":
                     at &= 0xFFFFFFFF
                 if not 0 <= at <= at + size <= RAM:
@@ -164,11 +171,13 @@ class Pair:
                     theirs[at : at + size] = mine[at : at + size]
                     if (x ^ y) & ~(mask | _RF) or name == "error":
                         found.append(Field(name, x, y))
-        # Where nothing was written both hold the base's bytes; code of other cases is never compared.
-        for start, end in ((0, CODE), (CODE_END, RAM), (case.place, case.place + SLOT)):
+        if same and a.end == "shutdown":
+            start, end = max(0, min(rsp, RAM) - _LARGEST_FRAME), min(rsp, RAM)
             if mine[start:end] != theirs[start:end]:
-                found.append(_memory(mine, theirs, start, end))
-                return
+                found.append(_memory(mine, theirs, start, end, "pushed"))
+                theirs[start:end] = mine[start:end]
+        if mine[:RAM] != theirs[:RAM]:
+            found.append(_memory(mine, theirs, 0, RAM))
 
 
 def _accesses(mine: list[Any], theirs: list[Any]) -> Field:
@@ -185,10 +194,11 @@ def _accesses(mine: list[Any], theirs: list[Any]) -> Field:
     return Field("accesses", show(mine), show(theirs))
 
 
-def _memory(mine: Any, theirs: Any, start: int, end: int) -> Field:
-    at = next(i for i in range(start, end) if mine[i] != theirs[i])
+def _memory(mine: Any, theirs: Any, start: int, end: int, name: str = "memory") -> Field:
+    page = next(i for i in range(start, end, 256) if mine[i : i + 256] != theirs[i : i + 256])
+    at = next(i for i in range(page, end) if mine[i] != theirs[i])
     x, y = (bytes(m[at : at + 8]) for m in (mine, theirs))
-    return Field("memory", f"{at:#x}: {x.hex(' ')}", f"{at:#x}: {y.hex(' ')}")
+    return Field(name, f"{at:#x}: {x.hex(' ')}", f"{at:#x}: {y.hex(' ')}")
 
 
 def _frame(mode: str, vector: int, rsp: int) -> list[tuple[str, int, int]]:

@@ -6,7 +6,8 @@ dropped, then registers, memory and the x87 state become plain, at last operands
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
@@ -14,7 +15,7 @@ from ..cpu.state import GPR_NAMES, FpuState
 from .case import STACK, Case, Unit, base_state, disassemble
 from .encodings import unit_of
 
-__all__ = ["shrink"]
+__all__ = ["shorten", "shrink"]
 
 #: How many runs a shrink may take.
 MOST_RUNS = 400
@@ -22,11 +23,22 @@ MOST_RUNS = 400
 
 def shrink(case: Case, same: Callable[[Case], bool], most: int = MOST_RUNS) -> Case:
     """The smallest case found for which `same` is true, as it is for `case`. At most `most` calls."""
+    return _shrink(case, same, lambda case: itertools.chain(_shorter(case), _plainer(case)), most)
+
+
+def shorten(case: Case, same: Callable[[Case], bool]) -> Case:
+    """The case with the fewest units for which `same` is true, its registers and memory as they are."""
+    return _shrink(case, same, _shorter, MOST_RUNS)
+
+
+def _shrink(
+    case: Case, same: Callable[[Case], bool], steps: Callable[[Case], Iterable[Case]], most: int
+) -> Case:
     left = most
     moved = True
     while moved and left:
         moved = False
-        for smaller in _steps(case):
+        for smaller in steps(case):
             if not left:
                 break
             left -= 1
@@ -37,7 +49,7 @@ def shrink(case: Case, same: Callable[[Case], bool], most: int = MOST_RUNS) -> C
     return case
 
 
-def _steps(case: Case) -> Iterator[Case]:
+def _shorter(case: Case) -> Iterator[Case]:
     replace = msgspec.structs.replace
     units = case.units
     if len(units) > 1:
@@ -47,6 +59,11 @@ def _steps(case: Case) -> Iterator[Case]:
             yield replace(case, units=units[half:])
         for at in range(len(units)):
             yield replace(case, units=units[:at] + units[at + 1 :])
+
+
+def _plainer(case: Case) -> Iterator[Case]:
+    replace = msgspec.structs.replace
+    units = case.units
     if case.memory:
         yield replace(case, memory=())
         if len(case.memory) > 1:

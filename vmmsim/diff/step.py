@@ -41,6 +41,7 @@ _MOST_STEPS = 200_000
 _PARTED = 64
 #: How far ahead the exit is looked for at first, and at most, in instructions.
 _FIRST_REACH, _LAST_REACH = 256, 1 << 36
+_NO_INTERRUPTS = "single steps of KVM take no interrupts: what differs may be one that the other side took"
 
 Open = Callable[[], tuple[Machine, Machine]]
 
@@ -217,22 +218,18 @@ def _realigned(a: Walker, b: Walker, mine: CpuState, theirs: CpuState) -> tuple[
 
 def _found(a: Walker, b: Walker, streak: _Place | None, number: int, note: str) -> StepResult:
     how = (a.how(number), b.how(number))
+    deaf = _NO_INTERRUPTS if a.deaf or b.deaf else ""
     if streak is None:
         ranges, _ = look.memory(a.machine, b.machine)
-        return StepResult(
-            number=None,
-            how=how,
-            note=note
-            or (
-                "the registers are the same behind each instruction up to the one that makes the exit: "
-                + ("memory is what differs" if ranges else "the devices, or how the exit is made, differ")
-            ),
-            memory=ranges,
+        note = note or (
+            "the registers are the same behind each instruction up to the one that makes the exit: "
+            + ("memory is what differs" if ranges else "the devices, or how the exit is made, differ")
         )
+        return StepResult(number=None, how=how, note="; ".join(filter(None, (note, deaf))), memory=ranges)
     return StepResult(
         number=streak.number,
         how=how,
-        note=note,
+        note="; ".join(filter(None, (note, deaf))),
         address=streak.before.linear_rip,
         a=streak.code[0],
         b=streak.code[1],

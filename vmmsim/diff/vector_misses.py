@@ -1,8 +1,8 @@
 """Why a vector recorded from an 8086 or 80286 comes out otherwise on a later CPU: each reason has a name.
 
 Reasons are tried in the order of the table; the first that fits a miss names it. Where KVM or Unicorn differ
-from the architecture it has the name of an entry of divergences.toml, if there is one; `8086-...` are the
-architecture's own changes since that CPU. A miss that no reason fits is a finding.
+from the architecture it has the name of an entry of divergences.toml, if there is one; `8086-...` and
+`80286-...` are the architecture's own changes since that CPU. A miss that no reason fits is a finding.
 """
 
 from __future__ import annotations
@@ -78,6 +78,19 @@ def _test_alias(miss: Miss) -> bool:
     return _opcodes(0xF6, 0xF7)(miss) and _reg(miss) == 1
 
 
+def _too_long(miss: Miss) -> bool:
+    """More than 10 bytes before the HLT, which the vectors of an 80286 bring (80286 Programmer's Reference
+    Manual, 9.6: exception 13). Since the 80386 it is more than 15 (SDM vol. 3, 6.15)."""
+    return _recorded(13)(miss) and len(miss.vector.code) - 1 > 10
+
+
+def _limits_then(miss: Miss) -> bool:
+    """#GP where it is #SS today, so that another handler runs; or INSW and OUTSW, which moved before."""
+    names = {name for name, _, _ in miss.registers}
+    moved = _opcodes(0x6D, 0x6F)(miss) and names in ({"di"}, {"si"})
+    return _recorded(13)(miss) and not (miss.memory or miss.end) and (moved or names == {"cs", "ip"})
+
+
 def _far_return_wraps(miss: Miss) -> bool:
     return _opcodes(0xCA, 0xCB)(miss) and miss.vector.init.regs["sp"] >= 0xFFFD
 
@@ -150,11 +163,13 @@ REASONS: tuple[Reason, ...] = (
     Reason("8086-flags-image", "bits 12 to 15 of FLAGS are stored as 1", _images, _OLD),
     Reason("8086-divide", "#DE, its return address and IDIV of the smallest", _divided, _OLD),
     Reason("test-alias", "F6 /1 and F7 /1 are TEST; Unicorn has #UD", _test_alias, on="unicorn"),
-    Reason("rotate-overflow", "OF of RCL and RCR by more than 1 is undefined", _rotated),
-    Reason("aam-aad-flags", "flags of AAM and AAD from another result", _adjusted, on="kvm"),
-    Reason("lock-refused", "#UD: LOCK is for stores of some instructions only, since the 80386", _locked),
+    Reason("flags-of-rotates", "OF of RCL and RCR by more than 1 is undefined", _rotated),
+    Reason("aam-and-aad", "flags of AAM and AAD from another result", _adjusted, on="kvm"),
+    Reason("80286-lock", "#UD: LOCK is for stores of some instructions only, since the 80386", _locked),
     Reason("retf-stack-wrap", "far RET does not wrap at the stack's end", _far_return_wraps, on="unicorn"),
-    Reason("segment-limits", "a word at offset FFFFh is beyond the limit", _recorded(12, 13), _NEW),
+    Reason("80286-length", "#GP for more than 10 bytes; since the 80386 for more than 15", _too_long, _NEW),
+    Reason("80286-limits", "#GP for the stack too; INSW and OUTSW moved DI or SI", _limits_then, _NEW, "kvm"),
+    Reason("segment-limits", "a word at offset FFFFh is over the limit", _recorded(12, 13), _NEW, "unicorn"),
     Reason("reserved-forms", "a form without a meaning, which was #UD, is executed", _recorded(6), _NEW),
 )  # fmt: skip
 

@@ -33,6 +33,11 @@ class Walker:
         #: Whether it counts instructions; else it is stepped.
         self.counts = machine.backend.capabilities.insn_budget
 
+    @property
+    def deaf(self) -> bool:
+        """Whether its steps take no interrupts, though the machine has an interrupt controller."""
+        return not self.counts and any(item.board is not None for item in self.machine.processors)
+
     def _count(self, *access: Any) -> None:
         self.count += 1
 

@@ -35,6 +35,7 @@ __all__ = [
     "put_back",
     "put_back_by_copy",
     "suspects",
+    "touched",
 ]
 
 _PROT = 3  # PROT_READ | PROT_WRITE
@@ -203,7 +204,7 @@ def image_of(memory: GuestMemory) -> MemoryImage:
             return MemoryImage.of_pages(regions, pages, parent=base) if pages else base
     runs = []
     for region in memory.regions:
-        for start, length in _touched(region):
+        for start, length in touched(region):
             gpa = region.gpa + start
             with memoryview(region.buffer) as whole, whole[start : start + length] as view:
                 runs += [Run(gpa + at, n, view[at : at + n]) for at, n, full in filled(view) if full]
@@ -226,7 +227,7 @@ def _changed(memory: GuestMemory, base: MemoryImage) -> Iterator[tuple[int, byte
                     yield region.gpa + page_at, page
 
 
-def _touched(region: Region) -> Iterator[tuple[int, int]]:
+def touched(region: Region) -> Iterator[tuple[int, int]]:
     """(offset, length) of the stretches of a region that may have other bytes than zeros."""
     if region.anonymous:
         return _stretches(region, _THERE)

@@ -159,7 +159,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
             source.seed(self.seed)
 
 
-class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True, weakref=True):
     """A machine at an instruction boundary.
 
     `devices` maps a device's name to the value that its `state()` gave; what a part of a

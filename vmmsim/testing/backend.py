@@ -15,6 +15,7 @@ from . import (
     checks_memory,
     checks_reply,
     checks_state,
+    checks_step,
     checks_stop,
 )
 from .cases import checks_of
@@ -22,7 +23,7 @@ from .checks import Check, NotApplicable, Result
 
 __all__ = ["CHECKS", "run_backend_conformance"]
 
-#: Every check, in the order of the agenda: accesses, exits, replies, stops, memory, state.
+#: Every check, in the order of the agenda: accesses, exits, replies, stops, steps, memory, state.
 CHECKS: tuple[Check, ...] = (
     *checks_of(cases_port.CASES),
     *checks_of(cases_mmio.CASES),
@@ -32,6 +33,7 @@ CHECKS: tuple[Check, ...] = (
     *checks_reply.CHECKS,
     *checks_stop.CHECKS,
     *checks_cancel.CHECKS,
+    *checks_step.CHECKS,
     *checks_memory.CHECKS,
     *checks_state.CHECKS,
 )

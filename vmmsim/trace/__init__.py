@@ -2,6 +2,40 @@
 
 from __future__ import annotations
 
-from .jsonl import End, ExitRecord, Header, Trace, TraceError, TraceWriter, read_trace
+from .jsonl import TraceError, TraceWriter, is_trace, read_trace, trace_lines
+from .records import (
+    FORMAT,
+    REGISTERS,
+    Code,
+    CodeLine,
+    DeviceInfo,
+    End,
+    Event,
+    ExitRecord,
+    Header,
+    Jump,
+    MemoryChange,
+    RegionInfo,
+    Trace,
+)
 
-__all__ = ["End", "ExitRecord", "Header", "Trace", "TraceError", "TraceWriter", "read_trace"]
+__all__ = [
+    "FORMAT",
+    "REGISTERS",
+    "Code",
+    "CodeLine",
+    "DeviceInfo",
+    "End",
+    "Event",
+    "ExitRecord",
+    "Header",
+    "Jump",
+    "MemoryChange",
+    "RegionInfo",
+    "Trace",
+    "TraceError",
+    "TraceWriter",
+    "is_trace",
+    "read_trace",
+    "trace_lines",
+]

@@ -14,8 +14,14 @@ from typing import Literal
 
 import msgspec
 
+from .. import __version__
+from ..cpu.state import GPR_NAMES, SEGMENT_NAMES
+from ..exits import Access, MmioRead, MmioWrite, MsrRead, MsrWrite, PortRead, PortWrite
+
 __all__ = [
+    "ACCESS_KINDS",
     "FORMAT",
+    "REGISTERS",
     "Code",
     "CodeLine",
     "DeviceInfo",
@@ -28,11 +34,26 @@ __all__ = [
     "Record",
     "RegionInfo",
     "Trace",
+    "plain",
 ]
 
 #: The version of the format: raised when a reader of the old one would misread a new trace.
 #: Format 1 had accesses only; a reader of format 2 reads it.
 FORMAT = 2
+
+#: The registers that a record can have, by name: general registers, RIP and RFLAGS; the selectors and the
+#: bases of the segment registers; LDTR, TR, GDTR and IDTR (where they are); control registers.
+REGISTERS: tuple[str, ...] = (
+    *GPR_NAMES, "rip", "rflags",
+    *SEGMENT_NAMES, *(f"{name}_base" for name in SEGMENT_NAMES),
+    "ldt", "ldt_base", "tr", "tr_base", "gdt_base", "idt_base",
+    "cr0", "cr2", "cr3", "cr4", "cr8", "efer",
+)  # fmt: skip
+
+#: The class of exit that a record is of, by its kind.
+ACCESS_KINDS: dict[str, type[Access]] = {
+    cls.kind: cls for cls in (PortRead, PortWrite, MmioRead, MmioWrite, MsrRead, MsrWrite)
+}
 
 
 class DeviceInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -58,10 +79,12 @@ class Header(
     msgspec.Struct, tag="header", frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
 ):
     """The first record: what was run, and on what. `start` are the registers of vCPU 0 before its first
-    instruction (names of `CpuState`'s flat fields: rax .. r15, rip, rflags, cs, cr0 ...)."""
+    instruction (names of `REGISTERS`); those of the others begin at 0. A trace that is not `detailed` has
+    accesses only, without any of their details."""
 
-    format: int = FORMAT
-    vmmsim: str = ""
+    # Made by functions, so that they are written always: a reader needs them before all else.
+    format: int = msgspec.field(default_factory=lambda: FORMAT)
+    vmmsim: str = msgspec.field(default_factory=lambda: __version__)
     guest: str
     backend: str
     provenance: str
@@ -133,6 +156,10 @@ class ExitRecord(msgspec.Struct, tag="exit", frozen=True, forbid_unknown_fields=
     state: dict[str, object] = {}
     memory: tuple[MemoryChange, ...] = ()
 
+    @property
+    def exit_class(self) -> type[Access]:
+        return ACCESS_KINDS[self.kind]
+
 
 class Event(msgspec.Struct, tag="event", frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """An exit that is no access, behind access number `n`: `kind` is an exit's (`halt`, `shutdown`,
@@ -154,8 +181,9 @@ class Event(msgspec.Struct, tag="event", frozen=True, forbid_unknown_fields=True
 
 class Jump(msgspec.Struct, tag="jump", frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Behind access number `n` a snapshot was taken, or the machine went back to one. `snapshot` counts
-    snapshots from 1; `to` is the access behind which that snapshot was taken. `regs` are, at a restore, all
-    registers that differ from the last record's."""
+    snapshots from 1, and `to` is the access behind which that snapshot was taken; both are 0 at a restore of
+    one that was taken before the trace began. `regs` are, at a restore, the registers of vCPU 0 that differ
+    from those of its last record. `n` goes on counting: what is done again is recorded again."""
 
     n: int
     what: Literal["snapshot", "restore"]
@@ -191,3 +219,8 @@ class Trace(msgspec.Struct, frozen=True):
     @property
     def exits(self) -> tuple[ExitRecord, ...]:
         return tuple(record for record in self.records if isinstance(record, ExitRecord))
+
+
+def plain(record: ExitRecord) -> ExitRecord:
+    """The access alone, without any of its details."""
+    return ExitRecord(record.n, record.kind, record.address, record.size, record.value)

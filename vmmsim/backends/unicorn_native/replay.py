@@ -22,6 +22,7 @@ from ...cpu.vectors import ERROR_CODE_VECTORS
 from ...errors import NotSupported
 from ...exits import Access, MmioRead, MmioWrite, PortRead, PortWrite
 from ..unicorn_cut import MASK, STRING, AccessCutter
+from ..unicorn_glance import GLANCE_SIZE, HOOKED_SIZE
 from ..unicorn_traps import VMCB
 from ..unicorn_vcpu import DB, INTERCEPTS, PAGE, PF, check
 from .flags import LazyFlags
@@ -152,6 +153,9 @@ class ReplayCutter(AccessCutter):
         words[Shared.CPU] = ctypes.c_uint64.from_address((self._address or 0) + engine_offsets().cpu).value
         self._rip = _view(ctypes.c_uint64, address + layout.registers + 16 * 8)
         self._hidden = _view(ctypes.c_uint32, address + layout.flags + 40)
+        begin = address + layout.registers
+        self._glances = [_bytes(begin, size).tobytes for size in (GLANCE_SIZE, HOOKED_SIZE)]
+        self.glance = self._glances[0]  # type: ignore[method-assign]
         self._flags = _view(ctypes.c_uint64, address + layout.flags, 5)
         self._lazy = LazyFlags(self._thunks, self._flags, self._rip, self._code)
         self._cs_base = _view(ctypes.c_uint64, address + layout.segments + 24 + 8)
@@ -308,6 +312,7 @@ class ReplayCutter(AccessCutter):
         if not self._counting:
             self._watch(True)
             self._counting = self._traps.hooked = True
+            self.glance = self._glances[1]  # type: ignore[method-assign]
             self._words[Shared.DELIVERING] = _ALWAYS
             self._count_hook = self._hook(
                 uc_const.UC_HOOK_CODE, self._thunks.make("insn"), user=self._thunks.shared
@@ -316,6 +321,7 @@ class ReplayCutter(AccessCutter):
 
     def _count_no_more(self) -> None:
         self._counts_for_steps = self._counting = self._traps.hooked = False
+        self.glance = self._glances[0]  # type: ignore[method-assign]
         self._words[Shared.DELIVERING] = 0
         self._unhook(self._count_hook)
         self._flush()
@@ -605,8 +611,13 @@ class _Paging:
 
 def _view(kind: Any, address: int, count: int = 1) -> Any:
     """`count` words of the CPU structure, as they are at any time."""
-    data: Any = memoryview((kind * count).from_address(address)).cast("B")
-    return data.cast({ctypes.c_uint64: "Q", ctypes.c_uint32: "I"}[kind])
+    return _bytes(address, count * ctypes.sizeof(kind)).cast(
+        {ctypes.c_uint64: "Q", ctypes.c_uint32: "I"}[kind]
+    )
+
+
+def _bytes(address: int, size: int) -> Any:
+    return memoryview((ctypes.c_uint8 * size).from_address(address)).cast("B")
 
 
 def _pointer(callback: Any) -> int:

@@ -32,6 +32,7 @@ from .thunks import FLAG_SPECIAL, Shared
 
 if TYPE_CHECKING:
     from ..base import AccessHandler
+    from ..quick import Quick
     from ..unicorn import UnicornVm
 
 __all__ = ["NativeVcpu", "native_usable"]
@@ -403,6 +404,11 @@ class NativeVcpu(ReplayCutter):
 
     def _discard(self) -> None:
         self._forget()
+
+    def quick(self) -> Quick:
+        # Code runs free until its first access; which of many programs has that must not matter.
+        self._watch(True)
+        return super().quick()
 
     def set_insns(self, count: int) -> None:
         self._words[Shared.INSNS] = count

@@ -165,7 +165,8 @@ class PortableVcpu(AccessCutter):
         self._flush()
 
     def _in_flight(self) -> bool:
-        return self._parked
+        # Nothing is executed again, but where an instruction is only being finished its run ends anyhow.
+        return self._mode is _DRAIN
 
     def _uncount_begun(self) -> None:
         self._begun -= self._counting
@@ -335,6 +336,9 @@ class PortableVcpu(AccessCutter):
     def _settled(self, rflags: int) -> int:
         """RFLAGS as read in a callback: see `unicorn_lazy`."""
         return rflags & ~STATUS | self.codec.lazy_source() & STATUS
+
+    def glance(self) -> bytes:
+        return self.codec.glance()
 
     def _kick(self) -> None:
         if self._counting:
