@@ -394,6 +394,27 @@ def test_into_no_memory(backend: Backend, mode: str, before: int, cut: int) -> N
         assert not state.events.mov_ss_shadow
 
 
+@pytest.mark.unicorn
+@pytest.mark.parametrize("engine", ["native", "portable"])
+def test_a_budget_ends_before_the_fetch_from_no_memory(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VMMSIM_UNICORN", engine)
+    from vmmsim.backends import open_backend
+
+    backend = open_backend("unicorn")[0]
+    code = INC * 5 + ADD[:2]
+
+    def adjust(state: CpuState) -> None:
+        state.rip, state.rbx = HOLE - len(code), 0
+
+    for budget in range(1, 6):
+        memory = {HOLE - len(code): code}
+        with Bench(backend, "p32", b"", memory=memory, adjust=adjust) as bench:
+            assert bench.run_inline(Script(), max_insns=budget) == BudgetSpent("insns", budget)
+            assert (bench.rip, bench.vcpu.insns) == (HOLE - len(code) + 2 * budget, budget)
+            assert bench.run_inline(Script()) == FetchUnmapped(HOLE)
+            assert bench.rip == HOLE - 2
+
+
 def test_an_access_on_the_way_into_no_memory_is_made_once(backend: Backend) -> None:
     read = bytes.fromhex("8a 0e")  # mov cl, [esi]
     code = INC * 3 + read + INC * 2 + ADD[:2]

@@ -281,7 +281,12 @@ class UnicornVcpu(UnicornPins):
         failed, fetches = status in _FETCHES, self._traps.fetches
         if not failed and fetches.alone_at is None:
             return status
-        return 0 if fetches.ended(failed=failed) else status
+        early = fetches.ended(failed=failed)
+        return 0 if early or (failed and self._spent()) else status
+
+    @abstractmethod
+    def _spent(self) -> bool:
+        """Behind a fetch that failed: whether the run is to end before it, at a count of instructions."""
 
     def _failed_exit(self, status: int) -> Exit:
         """The exit for a triple fault, or a status of `uc_emu_start` other than OK."""

@@ -304,6 +304,13 @@ class NativeVcpu(ReplayCutter):
     def _in_flight(self) -> bool:
         return self._alone or self._restart
 
+    def _spent(self) -> bool:
+        words = self._words
+        spent = self._counting and words[Shared.INSNS] >= words[Shared.INSN_LIMIT]
+        if spent:
+            words[Shared.REASON] = 2
+        return spent
+
     def _give_way(self) -> None:
         if not self._in_flight():  # its log would be lost
             super()._give_way()

@@ -168,6 +168,11 @@ class PortableVcpu(AccessCutter):
         # Nothing is executed again, but where an instruction is only being finished its run ends anyhow.
         return self._mode is _DRAIN
 
+    def _spent(self) -> bool:
+        spent = self._counting and self._begun >= self._limit
+        self._stopped |= spent
+        return spent
+
     def _uncount_begun(self) -> None:
         self._begun -= self._counting
 
