@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from .clock import Clock, ExitClock, HostClock
 from .exits import Access
 
-__all__ = ["Chipset", "Controller", "InterruptBoard"]
+__all__ = ["Chipset", "Controller", "InterruptBoard", "MachineTime"]
 
 #: Seconds between two looks at whether input has come, with the host's clock.
 _INPUT_SECONDS = 0.02
@@ -28,7 +28,31 @@ class Controller(Protocol):
     def acknowledge(self) -> int: ...
 
 
-class Chipset:
+class MachineTime:
+    """The clock as the vCPUs of a machine see it, also of one without interrupts: what RDTSC reads where
+    that is ours to answer (Unicorn), and the exits that move a clock of exits."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def tsc(self) -> int:
+        """A counter of 1 GHz."""
+        if isinstance(self.clock, ExitClock):  # it is an exit here: a guest that waits must get on
+            self.clock.tick()
+        return self.clock.now()
+
+    def observe(self, cls: type[Access], address: int, size: int, value: int) -> None:
+        """An exit was made: an observer of the machine's, for clocks that only the machine moves."""
+        if isinstance(self.clock, ExitClock):
+            self.clock.tick()
+
+    def halted(self) -> None:
+        """A vCPU has executed HLT: an exit, for the clock of exits."""
+        if isinstance(self.clock, ExitClock):
+            self.clock.tick()
+
+
+class Chipset(MachineTime):
     """The clock and the input, which a machine's vCPUs share.
 
     `inputs` are devices with a `poll()`, which take what their source has; `source` is where
@@ -37,9 +61,9 @@ class Chipset:
     """
 
     def __init__(self, clock: Clock, inputs: list[Any], source: Any, call: Callable[[], None]) -> None:
+        super().__init__(clock)
         #: Held by whoever touches a device while several vCPUs run at once.
         self.lock = threading.RLock()
-        self.clock = clock
         self._inputs = inputs
         self._source = source
         self._call = call
@@ -63,16 +87,9 @@ class Chipset:
         for device in self._inputs:
             device.poll()
 
-    def tsc(self) -> int:
-        """A counter of 1 GHz."""
-        if isinstance(self.clock, ExitClock):  # it is an exit here: a guest that waits must get on
-            self.clock.tick()
-        return self.clock.now()
-
     def observe(self, cls: type[Access], address: int, size: int, value: int) -> None:
-        """An exit was made: an observer of the machine's, for clocks that only the machine moves. Input
-        is looked for here, too: when `service` is called depends on the CPU, and on where a machine
-        was restored."""
+        """An exit was made, which may be the tick at which something is due. Input is looked for here,
+        too: when `service` is called depends on the CPU, and on where a machine was restored."""
         clock = self.clock
         if isinstance(clock, ExitClock):
             clock.tick()
@@ -95,11 +112,6 @@ class Chipset:
     def wake(self) -> None:
         """Have `wait` look again: the run is cancelled, or a vCPU has something to do. From any thread."""
         self._wake.set()
-
-    def halted(self) -> None:
-        """A vCPU has executed HLT: an exit, for the clock of exits."""
-        if isinstance(self.clock, ExitClock):
-            self.clock.tick()
 
     def wait(self, ready: Callable[[], bool]) -> bool:
         """No vCPU runs: wait until `ready`, which `wake` has looked at again. False when nothing is
@@ -146,7 +158,6 @@ class InterruptBoard:
         self._controller = controller
         self._cr8_written = cr8_written
         self.service = chipset.service
-        self.tsc = chipset.tsc
 
     def pending(self) -> bool:
         with self._lock:

@@ -270,7 +270,10 @@ class Shutdown(Exit):
 
 
 class FetchUnmapped(Exit):
-    """The guest jumped to a guest-linear address `address` with no memory behind it."""
+    """The guest jumped to, or ran into, a guest-linear address `address` with no memory behind it.
+
+    RIP is at the instruction, which may begin in the memory before `address`.
+    """
 
     kind: ClassVar[str] = "fetch_unmapped"
     kvm: ClassVar[str] = "KVM_EXIT_INTERNAL_ERROR (suberror 1, no instruction bytes)"

@@ -18,7 +18,7 @@ import msgspec
 from . import layout, models
 from .backends import open_backend
 from .backends.base import Backend, VmOptions
-from .board import Chipset, InterruptBoard
+from .board import Chipset, InterruptBoard, MachineTime
 from .budget import Budget
 from .config import MachineConfig
 from .dispatch import Observer
@@ -146,20 +146,20 @@ class Machine(TimeTravel):
         lapics: Any = self.devices.get("lapic")
         self._unobserve()
         self.accesses.msrs = lapics
-        chipset = None
+        chipset, time = None, MachineTime(self.clock)
         if pic is not None or lapics is not None:
             inputs = [device for device in self.devices.values() if hasattr(device, "poll")]
-            chipset = Chipset(self.clock, inputs, self.source, self.processors.call)
-            if self.clock.deterministic:
-                self._unobserve = self.observe(chipset.observe)
+            time = chipset = Chipset(self.clock, inputs, self.source, self.processors.call)
             for item in self.processors:
                 if lapics is not None:
                     apic = lapics[item.number]
                     item.connect(InterruptBoard(chipset, apic, apic.cr8_written))
                 else:
                     item.connect(InterruptBoard(chipset, pic))
+        if self.clock.deterministic:
+            self._unobserve = self.observe(time.observe)
         self._chipset = chipset
-        self.processors.connect(chipset)
+        self.processors.connect(time, chipset)
         self._wiring.cpus = self.processors
 
     # -- loading

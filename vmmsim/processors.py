@@ -18,7 +18,7 @@ from .exits import BudgetSpent, Cancelled, Exit, Halt
 from .processor import HALTED, RUNS, WAITS, Processor
 
 if TYPE_CHECKING:
-    from .board import Chipset
+    from .board import Chipset, MachineTime
 
 __all__ = ["SLICE", "Processors"]
 
@@ -42,6 +42,7 @@ class Processors:
     ) -> None:
         self.items = items
         self.current = 0
+        self._time: MachineTime
         self._chipset: Chipset | None = None
         self._parallel = parallel and len(items) > 1
         self._on_halt = on_halt
@@ -49,13 +50,16 @@ class Processors:
         self.cancelled = False
         self._threads: CpuThreads | None = None
 
-    def connect(self, chipset: Chipset | None) -> None:
-        """What the vCPUs share: None in a machine without interrupts."""
-        self._chipset = chipset
-        if chipset is not None and isinstance(chipset.clock, InsnClock):
-            chipset.clock.insns = self.insns
-            chipset.clock.changed = self._aim
-            self._aim()
+    def connect(self, time: MachineTime, chipset: Chipset | None) -> None:
+        """What the vCPUs share. `chipset` is `time` again, None in a machine without interrupts."""
+        self._time, self._chipset = time, chipset
+        for item in self.items:
+            item.vcpu.keep_time(time.tsc)
+        if isinstance(time.clock, InsnClock):
+            time.clock.insns = self.insns
+            if chipset is not None:
+                time.clock.changed = self._aim
+                self._aim()
 
     def __iter__(self) -> Iterator[Processor]:
         return iter(self.items)
@@ -323,5 +327,4 @@ class Processors:
 
     def _halt(self, item: Processor) -> None:
         item.halt()
-        if self._chipset is not None:
-            self._chipset.halted()
+        self._time.halted()

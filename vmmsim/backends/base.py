@@ -19,8 +19,8 @@ import msgspec
 
 from ..cpu.state import CpuState, Registers
 from ..cpu.validate import validate
-from ..errors import NotSupported
-from ..exits import Exit
+from ..errors import NotSupported, UsageError
+from ..exits import Access, Exit
 
 if TYPE_CHECKING:
     from ..memory import Region
@@ -37,6 +37,7 @@ __all__ = [
     "Vm",
     "VmOptions",
     "WrappedHandler",
+    "unanswered",
 ]
 
 
@@ -101,8 +102,13 @@ class Board(Protocol):
     def cr8_written(self, value: int, /) -> None:
         """The guest has set CR8, the task priority (SDM vol. 3, 10.8.6.1), 0-15."""
 
-    def tsc(self) -> int:
-        """The time-stamp counter, 64 bits, where the backend asks for it (Unicorn; KVM has its own)."""
+
+def unanswered(exit: Access) -> UsageError:
+    """The error of a run while `exit`, a read, waits for its answer."""
+    return UsageError(
+        f"the exit '{exit.describe()}' was not answered",
+        hint="call exit.reply(value), or machine.answer(exit), before the vCPU runs on",
+    )
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -270,6 +276,10 @@ class Vcpu(ABC):
         take one (IF set, no shadow of STI or MOV SS) a pending interrupt is acknowledged and
         delivered; runs do not end for it. HLT ends a run all the same: whether the vCPU waits, and
         until when, is up to the caller."""
+
+    def keep_time(self, tsc: Callable[[], int]) -> None:  # noqa: B027 - KVM's counter is its own
+        """Have RDTSC read `tsc`, 64 bits, where the backend answers it (Unicorn). Until then it reads the
+        host's time."""
 
     @abstractmethod
     def attention(self) -> None:

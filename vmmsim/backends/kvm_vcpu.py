@@ -44,7 +44,7 @@ from ..exits import (
 )
 from . import kvm_abi as abi
 from . import kvm_exits, kvm_kick, kvm_msrs, ticker
-from .base import AccessHandler, Board, Vcpu, VmOptions, WrappedHandler
+from .base import AccessHandler, Board, Vcpu, VmOptions, WrappedHandler, unanswered
 from .kvm_fd import BREAKPOINTS, VcpuFd
 from .kvm_pins import Pins
 from .kvm_step import Stepper
@@ -264,10 +264,7 @@ class KvmVcpu(Vcpu):
         if self._thread:
             raise UsageError("the vCPU is running", hint="a vCPU runs in one thread at a time")
         if self._last is not None and not self._reply():
-            raise UsageError(
-                f"the exit '{self._last[0].describe()}' is not answered",
-                hint="call exit.reply(value) before the next run",
-            )
+            raise unanswered(self._last[0])
         if self._u32[_REASON] in _NO_EXIT:
             self._u32[_REASON] = _TAKEN
 

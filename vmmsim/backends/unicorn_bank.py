@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..cpu.state import CpuState, Registers
@@ -158,6 +159,10 @@ class BankedVcpu(Vcpu):
 
     def connect(self, board: Board) -> None:
         self._in().connect(board)
+
+    def keep_time(self, tsc: Callable[[], int]) -> None:
+        """It is the same for all of them."""
+        self._bank.driver.keep_time(tsc)
 
     def set_alarm(self, insns: int | None) -> None:
         self._in().set_alarm(insns)

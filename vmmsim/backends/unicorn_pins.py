@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from unicorn import x86_const
@@ -38,9 +39,11 @@ class UnicornPins(Vcpu):
     _running: bool
     _run_thread: int
     _executing: bool
+    _at_boundary: bool
 
     def __init__(self) -> None:
         self._board: Board | None = None
+        self._tsc: Callable[[], int] = time.monotonic_ns
         #: The board wants to be looked at; an NMI is pending; an interrupt is pending that the
         #: guest cannot take yet.
         self._look = self._nmi = self._want = False
@@ -65,9 +68,6 @@ class UnicornPins(Vcpu):
     def _stop_soon(self) -> None:
         """In a handler: end the run at the next boundary."""
 
-    def _tsc(self) -> int:
-        return self._board.tsc() if self._board is not None else time.monotonic_ns()
-
     def _cr8_written(self, value: int) -> None:
         self._cr8 = value
         if self._board is not None:
@@ -76,6 +76,9 @@ class UnicornPins(Vcpu):
     def connect(self, board: Board) -> None:
         self._board = board
         self._look = True
+
+    def keep_time(self, tsc: Callable[[], int]) -> None:
+        self._tsc = tsc
 
     def attention(self) -> None:
         self._look = True
@@ -124,6 +127,15 @@ class UnicornPins(Vcpu):
             cause = self._traps.deliver(board.acknowledge(), kind="hard")
         self._want = self._nmi or (board is not None and board.pending())
         return None if cause is None else Shutdown(cause)
+
+    def _give_way(self) -> None:
+        """In a hook, at a boundary that is no block's start, the words of the CPU being just saved: leave
+        for what is to be looked at, or what is pending and the guest can take there."""
+        cpu, board = self._traps.cpu, self._board
+        nmi = self._nmi and not cpu.words[cpu.hidden] & _NMI_MASKED
+        if self._look or nmi or (cpu.words[cpu.flags] & _IF and board is not None and board.pending()):
+            self._look = self._at_boundary = True
+            self._leave()
 
     def _window_open(self) -> bool:
         """Whether the guest can take an interrupt at this boundary."""

@@ -129,6 +129,12 @@ class CpuWords:
         words[at + 3] = 0
         words[at + 4] = CC_EFLAGS | (0xFFFFFFFF if value & _DIRECTION else 1) << 32
 
+    def linear(self, rip: int) -> int:
+        """The linear address of `rip` in the code segment."""
+        if self.words[self.hidden] & _CS64:
+            return rip
+        return self.segment(CS)[1] + rip & 0xFFFFFFFF
+
     def segment(self, number: int) -> tuple[int, int, int, int]:
         """Selector, base, limit, and attributes as in a descriptor's second dword."""
         words, at = self.words, self.segments + 3 * number

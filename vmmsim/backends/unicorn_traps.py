@@ -16,10 +16,10 @@ import struct
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ..cpu.validate import is_canonical
 from ..cpu.vectors import ERROR_CODE_VECTORS, vector_name
 from .unicorn_trap_calls import Calls
 from .unicorn_trap_cpu import CS, SS, TR, CpuWords
+from .unicorn_trap_fetch import AGAIN, FetchFaults
 from .unicorn_trap_gates import Gates, image
 from .unicorn_trap_intercepts import ALL, HALTED, VMCB, VMCB_SIZE, Intercepts, vmcb_bytes
 from .unicorn_trap_memory import GuestFault, GuestRam, LinearMemory
@@ -29,11 +29,9 @@ from .unicorn_trap_tasks import switch_task
 if TYPE_CHECKING:
     from .unicorn_context import ContextCodec
 
-__all__ = ["HALTED", "VMCB", "VMCB_SIZE", "GuestRam", "Platform", "TrapUnit", "vmcb_bytes"]
+__all__ = ["AGAIN", "HALTED", "VMCB", "VMCB_SIZE", "GuestRam", "Platform", "TrapUnit", "vmcb_bytes"]
 
 _DB, _UD, _DF, _GP, _PF = 1, 6, 8, 13, 14
-#: Of the error code of #PF.
-_PF_WRITE = 2
 _DR7_GD = 1 << 13
 _CONTRIBUTORY = frozenset({0, 10, 11, 12, 13})
 _TF, _IF, _NT, _RF, _VM = 1 << 8, 1 << 9, 1 << 14, 1 << 16, 1 << 17
@@ -68,8 +66,9 @@ class TrapUnit:
         self.gates = Gates(self.cpu, self.memory)
         self.calls = Calls(self)
         self.intercepts = Intercepts(self, platform or Platform())
+        self.fetches = FetchFaults(self.cpu, self.code)
         self._plans: dict[tuple[int, int, int], tuple | None] = {}
-        #: Whether what was `raised` last is a fault: its instruction has not retired.
+        #: Whether what was `raised` last is a fault of an instruction that was begun, and has not retired.
         self.was_fault = False
         #: A hook is called before each instruction: see `unicorn_lazy`.
         self.hooked = False
@@ -79,13 +78,19 @@ class TrapUnit:
     def raised(self, number: int) -> str | None:
         """The INTR hook's `number`: an exception, a software interrupt, or 0x100 and an intercept.
 
-        Where HLT is intercepted it answers HALTED, with RIP behind it: to halt is the caller's.
+        Where HLT is intercepted it answers HALTED, with RIP behind it: to halt is the caller's. It
+        answers AGAIN where the fault came too early and no instruction is begun.
         """
         cpu = self.cpu
         cpu.save()
         self.was_fault = False
+        if number == _PF and self.fetches.again(hooked=self.hooked):
+            return AGAIN
+        fetching = self.fetches.fetching(number)
+        if self.fetches.alone_at is not None:
+            self.fetches.settle()
         if self.hooked:
-            cpu.mend_flags(begun=number >= _VMEXIT or (number != _DB and not self._fetching(number)))
+            cpu.mend_flags(begun=number != _DB and not fetching)
         if self.intercepts.let_through and self.intercepts.rearm(number):
             return None
         if number >= _VMEXIT:
@@ -93,25 +98,11 @@ class TrapUnit:
         how = cpu.words[cpu.error]
         # Or the next intercept, too, would be taken for an INT, and RIP set to where that ended.
         cpu.words[cpu.error] = how & 0xFFFFFFFF
-        self.was_fault = not how >> 32 and number != _DB
+        self.was_fault = not how >> 32 and number != _DB and not fetching
         if how >> 32:
             return self.deliver_saved(number, None, "soft")
         error = how & 0xFFFFFFFF if number in ERROR_CODE_VECTORS else None
         return self.deliver_saved(number, error, "trap" if number == _DB else "fault")
-
-    def _fetching(self, vector: int) -> bool:
-        """Whether a fault just raised may be one of the fetch: of an instruction that is not begun.
-        #PF says so where a page can be not to be executed, else CR2 is where it begins or goes on."""
-        cpu, words = self.cpu, self.cpu.words
-        linear = words[cpu.rip]
-        if not words[cpu.hidden] & 1 << 15:
-            linear = cpu.segment(CS)[1] + linear & 0xFFFFFFFF
-        if vector == _GP:
-            return not is_canonical(linear)
-        if vector != _PF or words[cpu.error] & _PF_WRITE:
-            return False
-        beyond = words[cpu.cr + 2] - linear
-        return beyond == 0 or (0 < beyond < 15 and not words[cpu.cr + 2] & 0xFFF)
 
     def deliver(self, vector: int, *, error: int | None = None, kind: str) -> str | None:
         """Deliver `vector` with its `error` code, None for an event that has none.
@@ -129,6 +120,8 @@ class TrapUnit:
         """In the INSN_INVALID hook: #UD, or the #DB of ICEBP (INT1), which the engine does not know."""
         cpu = self.cpu
         cpu.save()
+        if self.fetches.alone_at is not None:
+            self.fetches.settle()
         if self.hooked:
             cpu.mend_flags()
         if self.intercepts.let_through:
@@ -195,9 +188,7 @@ class TrapUnit:
         """Up to `size` bytes at RIP, as of the last save, as far as they can be read."""
         cpu, memory = self.cpu, self.memory
         words = cpu.words
-        linear = words[cpu.rip]
-        if not words[cpu.hidden] & 1 << 15:
-            linear = cpu.segment(CS)[1] + linear & 0xFFFFFFFF
+        linear = cpu.linear(words[cpu.rip])
         if words[cpu.hidden] & _LMA and (linear & 0xFFF) + size <= 0x1000:
             space = memory.space(words[cpu.cr + 3], words[cpu.cr + 4], words[cpu.efer])
             page = memory.find(space, linear, 0)
@@ -275,11 +266,7 @@ class TrapUnit:
 
     def _soft_length(self, vector: int, rip: int) -> int:
         """The length of the INT n, INT3 or INTO that ends at `rip`. A prefix is not seen."""
-        words, cpu = self.cpu.words, self.cpu
-        linear = rip - 2
-        if not words[cpu.hidden] & 1 << 15:
-            linear = cpu.segment(CS)[1] + linear & 0xFFFFFFFF
-        code = self.memory.peek(linear, 2)
+        code = self.memory.peek(self.cpu.linear(rip - 2), 2)
         return 1 if code[1:] in (b"\xcc", b"\xce") and vector in (3, 4) else 2
 
     def _quick(self, vector: int, error: int | None, kind: str) -> bool:

@@ -34,22 +34,24 @@ from ..cpu.state import CpuState, Registers
 from ..cpu.validate import is_canonical, validate
 from ..errors import NotSupported, UsageError
 from ..exits import Access, Breakpoint, Exit, FetchUnmapped, ReadAccess, Shutdown, Unsupported
-from .base import AccessHandler
+from .base import AccessHandler, unanswered
 from .unicorn_context import ContextCodec
 from .unicorn_glance import registers_of
 from .unicorn_pins import FOREVER, UnicornPins
 from .unicorn_trap_intercepts import ALL, HLT
-from .unicorn_traps import HALTED, VMCB, VMCB_SIZE, GuestRam, Platform, TrapUnit, vmcb_bytes
+from .unicorn_traps import AGAIN, HALTED, VMCB, VMCB_SIZE, GuestRam, Platform, TrapUnit, vmcb_bytes
 
 if TYPE_CHECKING:
     from .quick import Quick
     from .unicorn import UnicornVm
 
-__all__ = ["DB", "FOREVER", "GP", "INTERCEPTS", "PAGE", "UnicornVcpu", "check"]
+__all__ = ["DB", "FOREVER", "GP", "INTERCEPTS", "PAGE", "PF", "UnicornVcpu", "check"]
 
 PAGE = 4096
 #: Vectors.
-DB, GP = 1, 13
+DB, GP, PF = 1, 13, 14
+#: The guest has fetched from where no memory is.
+_FETCHES = (uc_const.UC_ERR_FETCH_UNMAPPED, uc_const.UC_ERR_FETCH_PROT)
 #: From here on a number of the INTR hook is no vector, but an intercept.
 INTERCEPTS = 0x100
 
@@ -163,7 +165,7 @@ class UnicornVcpu(UnicornPins):
         self._ram = GuestRam(self.vm.regions)
         platform = Platform(
             cpuid=self._cpuid,
-            tsc=self._tsc,
+            tsc=lambda: self._tsc(),
             read_msr=self._msr_read,
             write_msr=self._msr_write,
             cr8=lambda: self._cr8,
@@ -227,7 +229,9 @@ class UnicornVcpu(UnicornPins):
         return self._traps.raised(number)
 
     def _after_trap(self, result: str | None) -> None:
-        if result == HALTED:
+        if result == AGAIN:
+            self._give_way()
+        elif result == HALTED:
             self._hlt = True
             self._leave()
         elif result is not None:
@@ -271,14 +275,29 @@ class UnicornVcpu(UnicornPins):
 
     # -- what the end of a run means
 
+    def _settle_fetch(self, status: int) -> int:
+        """The engine has stopped with `status`, which is 0 where it was for a fetch that it made too early:
+        then, or where the next instruction was to be executed alone, see `unicorn_trap_fetch`."""
+        failed, fetches = status in _FETCHES, self._traps.fetches
+        if not failed and fetches.alone_at is None:
+            return status
+        early = fetches.ended(failed=failed)
+        return 0 if early or (failed and self._spent()) else status
+
+    @abstractmethod
+    def _spent(self) -> bool:
+        """Behind a fetch that failed: whether the run is to end before it, at a count of instructions."""
+
     def _failed_exit(self, status: int) -> Exit:
         """The exit for a triple fault, or a status of `uc_emu_start` other than OK."""
         if self._shutdown is not None:
             cause, self._shutdown = self._shutdown, None
             return Shutdown(cause)
         state = self._read_state()
-        if status in (uc_const.UC_ERR_FETCH_UNMAPPED, uc_const.UC_ERR_FETCH_PROT):
-            return FetchUnmapped(state.linear_rip)
+        if status in _FETCHES:
+            linear = state.linear_rip
+            # An instruction that begins in memory ends where none is.
+            return FetchUnmapped((linear | PAGE - 1) + 1 if self._traps.code(1) else linear)
         if status in (uc_const.UC_ERR_READ_UNMAPPED, uc_const.UC_ERR_WRITE_UNMAPPED):
             return Shutdown(f"a page table of CR3 {state.cr3:#x} lies where there is no memory")
         return Unsupported(status)
@@ -293,6 +312,8 @@ class UnicornVcpu(UnicornPins):
         state.events.nmi_pending = self._nmi
         state.events.interrupt = self._interrupt
         state.cr8 = self._cr8
+        if self._traps.fetches.alone_at is not None:  # of a handler: the shadow is not the guest's
+            state.events.sti_shadow = state.events.mov_ss_shadow = False
         return state
 
     @property
@@ -351,10 +372,7 @@ class UnicornVcpu(UnicornPins):
             raise UsageError("the vCPU is running", hint="let the handler return first")
         pending = self._pending
         if isinstance(pending, ReadAccess) and not pending.answered:
-            raise UsageError(
-                f"the exit '{pending.describe()}' was not answered",
-                hint="call exit.reply(value), or machine.answer(exit), before the vCPU runs on",
-            )
+            raise unanswered(pending)
 
     def _check_settable(self) -> None:
         """UsageError while an instruction is half done: a read of it waits for its answer."""

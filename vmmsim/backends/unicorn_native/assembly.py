@@ -31,6 +31,7 @@ CONSTANTS = {
     "RDI": 0x66666666,
     "ES_BASE": 0x77777777,
     "CR0": 0x88888888,
+    "CR2": 0x87878787,
     "EFLAGS": 0x21212121,
     #: The lazy flags: the source operand, and the last operation.
     "CC_SOURCE": 0x27272727,
@@ -158,19 +159,45 @@ leave:
     movabs rax, UC_EMU_STOP
     jmp rax
 """,
+    # Unicorn forgets that it is in no access any more where one that crosses a page was left for a
+    # fault, and would not call the hooks for loads until the run has ended.
     # A vector below 0x100 goes to QEMU's own delivery, unless that met a fault the last time
     # (DELIVERING is still set then). RF is set for faults; for
     # INT n and its like and for #DB it is cleared, as the engine keeps it for longer than an
     # instruction. A fault has not retired its instruction. Were
     # EXCEPTION_IS_INT left set, the next intercept would be taken for an INT, too. Faults of accesses
-    # (#SS, #GP, #PF) whose lazy source operand could be the flags come to Python first, with 0x10000. And
-    # Python is asked to mark the descriptors of CS and SS as accessed, which QEMU does not.
+    # (#SS, #GP, #PF) whose lazy source operand could be the flags come to Python first, with 0x10000; and
+    # before that, with 0x30000, a #PF of a fetch from a page's start, unless the block is of one
+    # instruction (the shadow of STI): if the answer is not 0 it is forgotten. And Python is asked to
+    # mark the descriptors of CS and SS as accessed, which QEMU does not.
     "trap": """
+    mov dword ptr [rdi+RECURSION], 0
     cmp esi, 0x100
     jae slow
     cmp qword ptr [rdx+DELIVERING], 0
     jne slow
     mov r10, [rdx+ENV]
+    cmp esi, 14
+    jne due
+    cmp qword ptr [rdx+WALKED], 0
+    jne due
+    test dword ptr [r10+CR2], 0xfff
+    jne due
+    test dword ptr [r10+HFLAGS], 8
+    jne due
+    push rsi
+    push rdx
+    mov edi, 0x30000
+    movabs rax, CALLBACK
+    sub rsp, 8
+    call rax
+    add rsp, 8
+    pop rdx
+    pop rsi
+    test eax, eax
+    jne again
+    mov r10, [rdx+ENV]
+due:
     lea eax, [rsi-12]
     cmp eax, 2
     ja mended
@@ -222,6 +249,7 @@ deliver:
     and eax, 0x1100
     cmp eax, 0x1000
     je loaded
+again:
     mov eax, 1
     ret
 loaded:
@@ -403,7 +431,7 @@ slow:
 """,
     # R9 = the TLB's entry: addr_read, addr_write, addr_code, paddr, addend. R11 = the page's byte.
     # Bit 0x800 of an address makes it one that no access hits, bit 0x400 (of addr_write) is a
-    # store's slow way, which looks for code. An access of kind 2 is a fetch.
+    # store's slow way, which looks for code. An access of kind 2 is a fetch; CR2 from before it is kept.
     "fill": """
     push rbx
     push rdi
@@ -415,6 +443,12 @@ slow:
     push rax
     movabs rbx, CALLBACK
     mov [rbx+WALKED], rax
+    cmp ecx, 2
+    jne walk
+    mov rax, [rbx+ENV]
+    mov rax, [rax+CR2]
+    mov [rbx+OLD_CR2], rax
+walk:
     call qword ptr [rbx+FILL]
     add rsp, 16
     pop r8
@@ -505,13 +539,15 @@ CODE = {
         "74def785232323230800000075d248c7411803000000eb0848c741180100000048b81111111111111111ffe0"
     ),
     "trap": bytes.fromhex(
-        "81fe000100000f83150100004883bab0000000000f85070100004c8b52208d46f483f80277394183ba29292929"
-        "01742f41f782272727272af7ffff752256528dbe0000010048b822222222222222224883ec08ffd04883c4085a"
-        "5e4c8b522089f64889b2b8000000418b8200252525488982c0000000418b8204252525488982c80000004183a2"
-        "23232323f74181a221212121fffffeff85c0751483fe01740f41818a212121210000010048ff4a285248c782b0"
-        "00000001000000488bbaa800000048b81919191919191919ffd05a4c8b522041c782042525250000000048c782"
-        "b00000000000000048ff82d0000000418b823131313125001100003d001000007419418b823535353525001100"
-        "003d001000007406b801000000c3be0000020089f748b822222222222222224883ec08ffd04883c408c3"
+        "c787555555550000000081fe000100000f83670100004883bab0000000000f85590100004c8b522083fe0e754d"
+        "4883ba2001000000754341f78287878787ff0f0000753641f782232323230800000075295652bf0000030048b8"
+        "22222222222222224883ec08ffd04883c4085a5e85c00f85fc0000004c8b52208d46f483f80277394183ba2929"
+        "292901742f41f782272727272af7ffff752256528dbe0000010048b822222222222222224883ec08ffd04883c4"
+        "085a5e4c8b522089f64889b2b8000000418b8200252525488982c0000000418b8204252525488982c800000041"
+        "83a223232323f74181a221212121fffffeff85c0751483fe01740f41818a212121210000010048ff4a285248c7"
+        "82b000000001000000488bbaa800000048b81919191919191919ffd05a4c8b522041c782042525250000000048"
+        "c782b00000000000000048ff82d0000000418b823131313125001100003d001000007419418b82353535352500"
+        "1100003d001000007406b801000000c3be0000020089f748b822222222222222224883ec08ffd04883c408c3"
     ),
     "insn": bytes.fromhex("488b4128483b41307d0848ffc048894128c348c741180200000048b81111111111111111ffe0"),
     "in": bytes.fromhex(
@@ -551,11 +587,12 @@ CODE = {
     ),
     "leave": bytes.fromhex("534889fb48b81111111111111111ffd04889df31f648b83333333333333333ffd05bc3"),
     "fill": bytes.fromhex(
-        "5357565141504883ec08488b4424385048bb222222222222222248898320010000ff93d80000004883c4104158"
-        "595e5f84c074684589c049c1e0044c0383e80000004901f84989f149c1e9064d23084d0348084989f24981e200"
-        "f0ffff4d8b591849c1eb0c4c3b9bf8000000732e4c039bf000000083f9027431498d8a0008000041803b007517"
-        "49894910498d8a000400004939490875044d8951085bc349837910ff75f749894910ebf141803b0075eb41c603"
-        "014c89d649037120ba00100000ff93e0000000b801000000ebce"
+        "5357565141504883ec08488b4424385048bb22222222222222224889832001000083f9027512488b4320488b80"
+        "8787878748898330010000ff93d80000004883c4104158595e5f84c074684589c049c1e0044c0383e800000049"
+        "01f84989f149c1e9064d23084d0348084989f24981e200f0ffff4d8b591849c1eb0c4c3b9bf8000000732e4c03"
+        "9bf000000083f9027431498d8a0008000041803b00751749894910498d8a000400004939490875044d8951085b"
+        "c349837910ff75f749894910ebf141803b0075eb41c603014c89d649037120ba00100000ff93e0000000b80100"
+        "0000ebce"
     ),
     "start": bytes.fromhex(
         "48b82222222222222222488bb888000000488b7020488bb64444444431d231c94531c048895018488950584889"

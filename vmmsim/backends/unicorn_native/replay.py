@@ -24,7 +24,7 @@ from ...exits import Access, MmioRead, MmioWrite, PortRead, PortWrite
 from ..unicorn_cut import MASK, STRING, AccessCutter
 from ..unicorn_glance import GLANCE_SIZE, HOOKED_SIZE
 from ..unicorn_traps import VMCB
-from ..unicorn_vcpu import DB, INTERCEPTS, PAGE, check
+from ..unicorn_vcpu import DB, INTERCEPTS, PAGE, PF, check
 from .flags import LazyFlags
 from .offsets import engine_offsets
 from .thunks import (
@@ -55,6 +55,8 @@ _NOTHING = VMCB + 0x1000
 _ALWAYS = 2
 #: Added to a vector: the trap thunk asks for the fault's flags to be mended.
 _FAULT = 0x10000
+#: Instead of a vector: a #PF of a fetch may have come too early. The answer tells whether it has.
+_FETCHED = 0x30000
 #: Instead of a vector: QEMU has loaded CS or SS from a descriptor that is not marked as accessed.
 _DELIVERED = 0x20000
 
@@ -126,6 +128,8 @@ class ReplayCutter(AccessCutter):
         self._watch(True)
         self._find_cpu()
         self._guard_stores()
+        self._traps.fetches.by_load = self._by_load
+        self._traps.fetches.old_cr2 = self._old_cr2
         self._install()
         if self._counting:
             self._counting = False
@@ -171,6 +175,13 @@ class ReplayCutter(AccessCutter):
         if self._guard is not None:
             check(uclib.uc_ctl(self._handle, _TLB_FLUSH), "flush the TLB")
             self._guard.forget()
+
+    def _by_load(self) -> bool:
+        """Whether the last miss of the TLB is known to be no fetch's."""
+        return self._guard is not None and self._words[Shared.WALKED] != 0
+
+    def _old_cr2(self) -> int | None:
+        return self._words[Shared.OLD_CR2] if self._guard is not None else None
 
     def _watch(self, watched: bool) -> None:
         """Change between running watched, with the block hook, and running free, without.
@@ -505,6 +516,8 @@ class ReplayCutter(AccessCutter):
         if not words[Shared.DELIVERING]:
             return super()._trapped(number)
         if words[Shared.DELIVERING] == _ALWAYS:
+            if number == PF and self._end_before_fetch():
+                return None
             result = super()._trapped(number)
             if number < INTERCEPTS:
                 words[Shared.TRAPS] += 1
@@ -520,6 +533,17 @@ class ReplayCutter(AccessCutter):
         error = words[Shared.ERROR] if vector in ERROR_CODE_VECTORS else None
         return self._traps.deliver(vector, error=error, kind="trap" if vector == DB else "fault")
 
+    def _end_before_fetch(self) -> bool:
+        """In the hook for a #PF: end the run, if it is to end here, and the fault is of a fetch."""
+        words = self._words
+        ended = words[Shared.BYTES] >= words[Shared.END]
+        spent = self._counting and words[Shared.INSNS] >= words[Shared.INSN_LIMIT]
+        if not (ended or spent) or not self._traps.fetches.forget():
+            return False
+        words[Shared.REASON] = 2 if spent else 1
+        self._leave()
+        return True
+
     def _leave_store(self, size: int) -> None:
         if not self._counting:
             self._lazy.leaving(size)
@@ -530,9 +554,17 @@ class ReplayCutter(AccessCutter):
         if number < _FAULT:
             return self._on_trap(number)
         try:
+            if number == _FETCHED:
+                if self._end_before_fetch():
+                    return 1
+                self._traps.cpu.save()
+                early = self._traps.fetches.again(hooked=False)
+                if early:
+                    self._give_way()
+                return early
             if number == _DELIVERED:
                 self._traps.mark_loaded()
-            else:
+            elif number != _FAULT + PF or self._guard is None or self._by_load():
                 self._lazy.faulted()
         except BaseException as error:
             self._error = error

@@ -111,7 +111,8 @@ class Shared:
     MMIO = 35  #: and others
     WALKED = 36  #: where in translated code the access of the last TLB miss is; 0: it was a fetch
     STACK = 37  #: the stack pointer of the last write thunk
-    COUNT = 38
+    OLD_CR2 = 38  #: CR2 before the last fetch that missed the TLB
+    COUNT = 39
 
 
 #: What is called of Unicorn's library.
@@ -154,6 +155,7 @@ class Thunks:
             "RDI": layout.registers + 7 * 8,
             "ES_BASE": layout.segments + 8,
             "CR0": layout.cr,
+            "CR2": layout.cr + 2 * 8,
             "CS_FLAGS": layout.segments + 1 * 24 + 20,
             "SS_FLAGS": layout.segments + 2 * 24 + 20,
             "EFLAGS": layout.flags,

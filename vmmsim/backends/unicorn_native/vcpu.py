@@ -180,6 +180,11 @@ class NativeVcpu(ReplayCutter):
 
     def _start(self) -> int:
         self._forget_pieces()
+        if self._traps.fetches.wanted_at is not None:
+            self._traps.fetches.begin()
+        return self._settle_fetch(self._execute())
+
+    def _execute(self) -> int:
         self._engine_halted[0] = 0
         self._executing = self._translated = True
         try:
@@ -298,6 +303,17 @@ class NativeVcpu(ReplayCutter):
 
     def _in_flight(self) -> bool:
         return self._alone or self._restart
+
+    def _spent(self) -> bool:
+        words = self._words
+        spent = self._counting and words[Shared.INSNS] >= words[Shared.INSN_LIMIT]
+        if spent:
+            words[Shared.REASON] = 2
+        return spent
+
+    def _give_way(self) -> None:
+        if not self._in_flight():  # its log would be lost
+            super()._give_way()
 
     def _uncount_begun(self) -> None:
         if self._counting:

@@ -49,7 +49,7 @@ from ...exits import (
 from ..unicorn_cut import MASK, AccessCutter
 from ..unicorn_lazy import STATUS
 from ..unicorn_registers import quick
-from ..unicorn_vcpu import FOREVER, GP, INTERCEPTS, PAGE, check
+from ..unicorn_vcpu import FOREVER, GP, INTERCEPTS, PAGE, PF, check
 
 if TYPE_CHECKING:
     from ..base import AccessHandler
@@ -99,6 +99,10 @@ class PortableVcpu(AccessCutter):
         #: was denied.
         self._short = 1
         self._before: Registers | None = None
+        #: The instruction that has read MMIO last, since the last exception: a fault there is a load's.
+        self._read_at: int | None = None
+        #: CR2 as of the start of the engine, or of the last exception.
+        self._cr2 = 0
         #: Which access this is; the accesses of one INS share a number.
         self._serial = 0
         self._skip = 0
@@ -116,6 +120,9 @@ class PortableVcpu(AccessCutter):
     def open(self, uc: Uc) -> None:
         super().open(uc)
         self._traps.hooked = True
+        cpu = self._traps.cpu
+        self._traps.fetches.by_load = lambda: self._read_at == cpu.words[cpu.rip]
+        self._traps.fetches.old_cr2 = lambda: self._cr2
         self._stop_callback = _INSN(self._on_stop)
         self._hook(uc_const.UC_HOOK_INTR, _INTR(lambda _uc, vector: self._on_trap(vector)))
         self._hook(uc_const.UC_HOOK_INSN_INVALID, _INVALID(self._on_invalid))
@@ -161,6 +168,11 @@ class PortableVcpu(AccessCutter):
         # Nothing is executed again, but where an instruction is only being finished its run ends anyhow.
         return self._mode is _DRAIN
 
+    def _spent(self) -> bool:
+        spent = self._counting and self._begun >= self._limit
+        self._stopped |= spent
+        return spent
+
     def _uncount_begun(self) -> None:
         self._begun -= self._counting
 
@@ -178,10 +190,21 @@ class PortableVcpu(AccessCutter):
             self._keep.pop()
 
     def _trapped(self, number: int) -> str | None:
+        if number == PF:
+            stopping = self._stopper is not None or (self._counting and self._begun >= self._limit)
+            if stopping and self._traps.fetches.forget():
+                self._on_stop()
+                return None
+            # Where an access that crosses a page was left for a fault, Unicorn forgets that it is in none
+            # any more. It would not call the hooks for loads until the engine is started again.
+            self._at_boundary |= not self.codec.read(x86_const.UC_X86_REG_CR2) & PAGE - 1
         before = self._begun
         result = super()._trapped(number)
         if self._counting and number < INTERCEPTS and self._traps.was_fault:  # it has not retired
             self._begun = before - 1
+        if number < INTERCEPTS:
+            self._cr2 = self.codec.read(x86_const.UC_X86_REG_CR2)
+            self._read_at = None
         return result
 
     def _on_invalid(self, uc: int) -> bool:
@@ -219,7 +242,9 @@ class PortableVcpu(AccessCutter):
         self._access(PortWrite, port, size, value & MASK[size])
 
     def _on_read(self, _uc: int, _kind: int, gpa: int, size: int) -> bool:
-        self._traps.cpu.settle_flags()
+        cpu = self._traps.cpu
+        cpu.settle_flags()
+        self._read_at = cpu.words[cpu.rip]
         self._next_access()
         value = self._cut_read(gpa, size)
         if gpa % PAGE + size <= PAGE:
@@ -406,12 +431,16 @@ class PortableVcpu(AccessCutter):
         elif not self._counting:
             count = self._slice
             self._slice = min(2 * count, _SLICE if self._board is None else _SLICE_WITH_BOARD)
+        if self._traps.fetches.wanted_at is not None:
+            self._traps.fetches.begin()
+        self._cr2 = self.codec.read(x86_const.UC_X86_REG_CR2)
         self._executing = True
         try:
             self._translated = True
             status: int = uclib.uc_emu_start(self._handle, self.codec.read_rip(), 0, 0, count)
         finally:
             self._executing = False
+        status = self._settle_fetch(status)
         if self._stopper is not None:
             self._unhook(self._stopper)
             self._stopper = None
