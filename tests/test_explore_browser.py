@@ -152,7 +152,7 @@ def test_a_link_keeps_what_is_hidden(at: Browser, run_page: bytes) -> None:
     at.click(f"#devices .chip:nth-child({at.texts('#devices .chip-name').index('nobody') + 1})")
     at.click(f"#kinds .chip:nth-child({at.texts('#kinds .chip-name').index('mmio write') + 1})")
     shown = at.text("#count")
-    at.wait("return location.hash.includes('without')")
+    at.wait("return location.hash.includes('without') && location.hash.includes('hide')")
     hash = at.js("return location.hash")
     at.open(run_page, hash)
     assert at.text("#count") == shown
