@@ -16,7 +16,6 @@ from vmmsim.cpu.state import GPR_NAMES
 from vmmsim.errors import UsageError
 from vmmsim.exits import ACCESS_EXITS, Access, Halt
 from vmmsim.trace import (
-    REGISTERS,
     Code,
     End,
     Event,
@@ -30,6 +29,7 @@ from vmmsim.trace import (
     read_trace,
     trace_lines,
 )
+from vmmsim.trace.records import REGISTERS
 
 HEADER = Header(guest="g", backend="unicorn", provenance="unicorn-2.1.4/native")
 

@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from vmmsim.exits import ACCESS_EXITS, Access
 from vmmsim.trace import (
-    REGISTERS,
     Code,
     CodeLine,
     DeviceInfo,
@@ -21,6 +20,7 @@ from vmmsim.trace import (
     read_trace,
     trace_lines,
 )
+from vmmsim.trace.records import REGISTERS
 
 __all__ = ["accesses", "reread", "traces"]
 

@@ -141,6 +141,11 @@ class AccessCutter(UnicornVcpu):
         many as are memory; whether it is 64-bit code)."""
         linear, code64, paging = self._instruction()
         linear -= back
+        if linear % PAGE <= PAGE - _LONGEST and not paging.cr0 >> 31:  # in one piece, and no walk
+            region = self.vm.region_at(linear)
+            if region is not None and linear + _LONGEST <= region.end:
+                at = linear - region.gpa
+                return bytes(region.buffer[at : at + _LONGEST]), code64
         code = b""
         while len(code) < _LONGEST:
             at = linear + len(code)

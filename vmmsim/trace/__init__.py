@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from .jsonl import TraceError, TraceWriter, is_trace, read_trace, trace_lines
 from .records import (
-    FORMAT,
-    REGISTERS,
     Code,
     CodeLine,
     DeviceInfo,
@@ -20,8 +18,6 @@ from .records import (
 )
 
 __all__ = [
-    "FORMAT",
-    "REGISTERS",
     "Code",
     "CodeLine",
     "DeviceInfo",
