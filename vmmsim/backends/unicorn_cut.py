@@ -136,16 +136,17 @@ class AccessCutter(UnicornVcpu):
                 return repeat, byte
         return 0, 0
 
+    def _first_byte(self) -> int | None:
+        """Of the instruction at RIP, where that is quickly told: without paging."""
+        linear, _, paging = self._instruction()
+        region = None if paging.cr0 >> 31 else self.vm.region_at(linear)
+        return None if region is None else region.buffer[linear - region.gpa]
+
     def _code(self, back: int = 0) -> tuple[bytes, bool]:
         """(the bytes of the instruction at RIP, or `back` bytes before it, and what follows: 15, or as
         many as are memory; whether it is 64-bit code)."""
         linear, code64, paging = self._instruction()
         linear -= back
-        if linear % PAGE <= PAGE - _LONGEST and not paging.cr0 >> 31:  # in one piece, and no walk
-            region = self.vm.region_at(linear)
-            if region is not None and linear + _LONGEST <= region.end:
-                at = linear - region.gpa
-                return bytes(region.buffer[at : at + _LONGEST]), code64
         code = b""
         while len(code) < _LONGEST:
             at = linear + len(code)

@@ -18,7 +18,7 @@ have stored it.
 
 from __future__ import annotations
 
-__all__ = ["CC_EFLAGS", "STATUS", "asks_first", "settled_already"]
+__all__ = ["CC_EFLAGS", "MAY_ASK", "STATUS", "asks_first", "settled_already"]
 
 #: OF SF ZF AF PF CF.
 STATUS = 0x8D5
@@ -34,6 +34,8 @@ _CLEARED = 49
 #: All prefixes but REX.
 _PREFIXES = b"\x66\x67\x26\x2e\x36\x3e\x64\x65\xf0\xf2\xf3"
 _ROTATES = b"\xc0\xc1\xd0\xd1\xd2\xd3"
+#: What an instruction that `asks_first` is of begins with, outside 64-bit code.
+MAY_ASK = frozenset(_PREFIXES + _ROTATES + b"\x0f")
 #: Half of a SETcc's condition: SETO, SETB, SETBE, SETP, and SETL, SETLE.
 _O, _B, _BE, _P, _L = 0, 1, 3, 5, 6
 

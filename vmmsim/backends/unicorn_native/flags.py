@@ -12,7 +12,7 @@ import ctypes
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..unicorn_lazy import CC_EFLAGS, STATUS, asks_first
+from ..unicorn_lazy import CC_EFLAGS, MAY_ASK, STATUS, asks_first
 from .thunks import Shared
 
 if TYPE_CHECKING:
@@ -31,13 +31,22 @@ _LOW, _M64 = (1 << 32) - 1, (1 << 64) - 1
 
 class LazyFlags:
     """The flags of one engine. `flags` are its words from RFLAGS on: then result, source operand and second
-    operand of the last operation, and CC_OP; `rip` is RIP; `code` reads the instruction there."""
+    operand of the last operation, and CC_OP; `rip` is RIP; `code` reads the instruction there, `first` its
+    first byte, or None."""
 
-    def __init__(self, thunks: Thunks, flags: Any, rip: Any, code: Callable[[], tuple[bytes, bool]]) -> None:
+    def __init__(
+        self,
+        thunks: Thunks,
+        flags: Any,
+        rip: Any,
+        code: Callable[[], tuple[bytes, bool]],
+        first: Callable[[], int | None],
+    ) -> None:
         self._words = thunks.words
         self._flags = flags
         self._rip = rip
         self._code = code
+        self._first = first
         self._restore = _RESTORE(thunks.symbols["RESTORE"])
         #: Of the access that the engine is left in: it is of no instruction that asks for flags first
         #: (a port's, or a store of more than a byte with no load before it); or, of a store of a byte,
@@ -50,7 +59,7 @@ class LazyFlags:
         source, operation = self._flags[2], self._flags[4]
         if size != 1 or source & ~STATUS:  # then it is no SETcc that has computed them
             return
-        self._asked = asks_first(*self._code(), operation, source)
+        self._asked = self._asks_first(operation, source)
         if self._asked is None:
             stack = (ctypes.c_uint64 * _STACK_WORDS).from_address(self._words[Shared.STACK])
             self._asked = any(self._unknown_at(place) for place in stack)
@@ -66,16 +75,22 @@ class LazyFlags:
             if source & ~STATUS or not (flags ^ source) & STATUS:
                 return
             if asked is None:
-                asked = asks_first(*self._code(), operation, source)
+                asked = self._asks_first(operation, source)
             if not asked:
                 return
         self._flags[0] = flags & ~STATUS | source & STATUS
         self._flags[4] = operation & ~_LOW | CC_EFLAGS
 
+    def _asks_first(self, operation: int, source: int) -> bool | None:
+        first = self._first()
+        if first is not None and first not in MAY_ASK:
+            return False
+        return asks_first(*self._code(), operation, source)
+
     def faulted(self) -> None:
         """In the hook for a fault of an access, without hooks for instructions."""
         source, operation = self._flags[2], self._flags[4]
-        asked = asks_first(*self._code(), operation, source)
+        asked = self._asks_first(operation, source)
         if asked is None:
             asked = self._unknown_at(self._words[Shared.WALKED])
         if asked:  # the arithmetic flags are not in RFLAGS in a run

@@ -157,7 +157,7 @@ class ReplayCutter(AccessCutter):
         self._glances = [_bytes(begin, size).tobytes for size in (GLANCE_SIZE, HOOKED_SIZE)]
         self.glance = self._glances[0]  # type: ignore[method-assign]
         self._flags = _view(ctypes.c_uint64, address + layout.flags, 5)
-        self._lazy = LazyFlags(self._thunks, self._flags, self._rip, self._code)
+        self._lazy = LazyFlags(self._thunks, self._flags, self._rip, self._code, self._first_byte)
         self._cs_base = _view(ctypes.c_uint64, address + layout.segments + 24 + 8)
         self._paging = _Paging(address + layout.cr, address + layout.efer)
         self._engine_halted = _view(ctypes.c_uint32, address + engine_offsets().halted)
