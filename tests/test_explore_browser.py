@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 
 import msgspec
@@ -274,8 +275,11 @@ def test_registers_at_any_exit(at: Browser, cpus: int) -> None:
         at.js("location.hash = `#exit=${arguments[0]}`", n)
         at.wait(f"return document.querySelector('.exit-number')?.innerText === '#{n}'")
         expected = registers_by(trace, n, trace.exits[n - 1].cpu)
-        if shown_registers(at) != expected:
-            wrong.append((n, shown_registers(at), expected))
+        patience = time.monotonic() + 3  # the cards of an exit are drawn one after the other
+        while (shown := shown_registers(at)) != expected and time.monotonic() < patience:
+            time.sleep(0.02)
+        if shown != expected:
+            wrong.append((n, shown, expected))
     assert wrong == []
 
 
