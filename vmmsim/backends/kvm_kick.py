@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import signal
 
+from ..cpu.prefixes import LEGACY_PREFIXES
 from ..errors import HostError
 
 __all__ = ["install_kick_signal", "livelock"]
@@ -47,9 +48,6 @@ def install_kick_signal() -> int:
     )
 
 
-_LEGACY_PREFIXES = frozenset(b"\xf0\xf2\xf3\x2e\x36\x3e\x26\x64\x65\x66\x67")
-
-
 def livelock(code: bytes, *, real_mode: bool, long_mode: bool, hypercalls_patched: bool) -> str:
     """Why an instruction with the bytes `code` never ends under KVM, or "".
 
@@ -60,7 +58,7 @@ def livelock(code: bytes, *, real_mode: bool, long_mode: bool, hypercalls_patche
     same read exit for ever, does make exits: a budget ends that.
     """
     at = 0
-    while at < len(code) and code[at] in _LEGACY_PREFIXES:
+    while at < len(code) and code[at] in LEGACY_PREFIXES:
         at += 1
     if long_mode and at < len(code) and code[at] & 0xF0 == 0x40:
         at += 1

@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from ..cpu.prefixes import LEGACY_PREFIXES
 from ..cpu.state import Events
 from . import kvm_abi as abi
 from .kvm_exits import code_at
@@ -28,7 +29,6 @@ _LMA = 1 << 10
 _NMI = 2
 #: In the page's registers, u64.
 _RSP, _RIP = abi.Run.s.offset // 8 + 6, abi.Run.s.offset // 8 + 16
-_PREFIXES = frozenset(b"\xf0\xf2\xf3\x2e\x36\x3e\x26\x64\x65\x66\x67")
 _STEP = abi.GUESTDBG_ENABLE | abi.GUESTDBG_SINGLESTEP
 _BREAK = abi.GUESTDBG_ENABLE | abi.GUESTDBG_USE_HW_BP
 #: DR7: breakpoint 0 is on, for execution (SDM vol. 3, 17.2.4).
@@ -71,7 +71,7 @@ class Stepper:
             return False
         rip = self._cpu.u64[_RIP]
         code = self._code(rip if wide else rip + sregs.cs.base & 0xFFFF_FFFF)
-        at = next((at for at, byte in enumerate(code) if byte not in _PREFIXES), 0)
+        at = next((at for at, byte in enumerate(code) if byte not in LEGACY_PREFIXES), 0)
         rex = code[at] if wide and code[at : at + 1] and code[at] & 0xF0 == 0x40 else 0
         opcode = code[at + bool(rex) : at + bool(rex) + 1]
         if opcode == _HLT:

@@ -15,6 +15,7 @@ from typing import Any
 from unicorn import unicorn_const as uc_const
 
 from ..cpu.paging import linear_to_gpa
+from ..cpu.prefixes import LEGACY_PREFIXES
 from ..exits import Access, MmioRead, MmioWrite
 from .unicorn_vcpu import PAGE, UnicornVcpu
 
@@ -22,9 +23,8 @@ __all__ = ["MASK", "STRING", "AccessCutter"]
 
 MASK = tuple((1 << 8 * n) - 1 for n in range(9))
 
-#: Opcodes of INS, OUTS, MOVS, CMPS, STOS, LODS, SCAS, and the instruction prefixes but REP.
+#: Opcodes of INS, OUTS, MOVS, CMPS, STOS, LODS, SCAS.
 STRING = b"\x6c\x6d\x6e\x6f\xa4\xa5\xa6\xa7\xaa\xab\xac\xad\xae\xaf"
-_PREFIXES = b"\x66\x67\x26\x2e\x36\x3e\x64\x65\xf0"
 #: Bytes of the longest instruction (SDM vol. 2, 2.3.11).
 _LONGEST = 15
 
@@ -132,7 +132,7 @@ class AccessCutter(UnicornVcpu):
         for byte in code:
             if byte in (0xF2, 0xF3):
                 repeat = byte
-            elif byte not in _PREFIXES and not (code64 and byte >> 4 == 4):
+            elif byte not in LEGACY_PREFIXES and not (code64 and byte >> 4 == 4):
                 return repeat, byte
         return 0, 0
 

@@ -18,6 +18,8 @@ have stored it.
 
 from __future__ import annotations
 
+from ..cpu.prefixes import LEGACY_PREFIXES
+
 __all__ = ["CC_EFLAGS", "MAY_ASK", "STATUS", "asks_first", "settled_already"]
 
 #: OF SF ZF AF PF CF.
@@ -31,11 +33,9 @@ _MUL, _SUB, _SBB, _LOGIC, _SHL, _OTHERS = 2, 14, 18, 22, 34, 46
 #: CC_OP of a XOR of a register with itself. It has no operands, so nothing of it can be lost.
 _CLEARED = 49
 
-#: All prefixes but REX.
-_PREFIXES = b"\x66\x67\x26\x2e\x36\x3e\x64\x65\xf0\xf2\xf3"
 _ROTATES = b"\xc0\xc1\xd0\xd1\xd2\xd3"
 #: What an instruction that `asks_first` is of begins with, outside 64-bit code.
-MAY_ASK = frozenset(_PREFIXES + _ROTATES + b"\x0f")
+MAY_ASK = LEGACY_PREFIXES | frozenset(_ROTATES + b"\x0f")
 #: Half of a SETcc's condition: SETO, SETB, SETBE, SETP, and SETL, SETLE.
 _O, _B, _BE, _P, _L = 0, 1, 3, 5, 6
 
@@ -62,7 +62,7 @@ def asks_first(code: bytes, code64: bool, operation: int, source: int) -> bool |
     if source & ~STATUS or operation in (CC_EFLAGS, _CLEARED):
         return False
     at = 0
-    while at < len(code) and (code[at] in _PREFIXES or (code64 and code[at] >> 4 == 4)):
+    while at < len(code) and (code[at] in LEGACY_PREFIXES or (code64 and code[at] >> 4 == 4)):
         at += 1
     code = code[at : at + 3]
     if len(code) > 1 and code[0] in _ROTATES:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from unicorn import x86_const
 
+from ..cpu.prefixes import LEGACY_PREFIXES
 from ..errors import NotSupported
 from .unicorn_trap_cpu import TR
 from .unicorn_trap_msrs import Msrs, Platform
@@ -43,7 +44,6 @@ VMCB_SIZE = 0x4000
 _MSRPM_BASE = 0x48
 
 _LENGTHS = {RDTSC: 2, RDPMC: 2, CPUID: 2, HLT: 1, MSR: 2, RDTSCP: 3}
-_PREFIXES = frozenset(b"\x66\x67\xf2\xf3\x2e\x36\x3e\x26\x64\x65\xf0")
 _GP, _DB = 13, 1
 _TF, _RF = 1 << 8, 1 << 16
 _DR6_BS = 1 << 14
@@ -170,7 +170,7 @@ class Intercepts:
         """The length of the prefixes, REX (0 for none), and the bytes behind them."""
         code = self._unit.code()
         at = rex = 0
-        while at < len(code) and code[at] in _PREFIXES:
+        while at < len(code) and code[at] in LEGACY_PREFIXES:
             at += 1
         if self._cpu.words[self._cpu.hidden] & _CODE64 and at < len(code) and code[at] & 0xF0 == 0x40:
             rex = code[at]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .looks import system_registers
+from .looks import all_registers
 from .records import DeviceInfo, Header, RegionInfo
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ def header_of(machine: Machine, guest: str, state: CpuState) -> Header:
             devices.append(DeviceInfo(mapping.name, space, mapping.start, mapping.length, chip))  # type: ignore[arg-type]
     if machine.accesses.msrs is not None:
         devices.append(DeviceInfo("lapic", "msr", _APIC_MSRS, 0x40, _chip(machine, "lapic")))
-    registers = {name: getattr(state, name) for name in state.__struct_fields__[:18]}
     return Header(
         guest=guest,
         backend=machine.backend.name,
@@ -36,7 +35,7 @@ def header_of(machine: Machine, guest: str, state: CpuState) -> Header:
         clock=machine.config.clock,
         devices=tuple(devices),
         regions=tuple(RegionInfo(r.gpa, r.size, r.name or "RAM", r.readonly) for r in machine.memory.regions),
-        start=registers | system_registers(state),
+        start=all_registers(state),
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..cpu.state import SEGMENT_NAMES, CpuState
+from ..cpu.state import GPR_NAMES, SEGMENT_NAMES, CpuState
 from ..errors import VmmsimError
 from .memory import MemoryWatch
 from .records import MemoryChange
@@ -19,7 +19,7 @@ from .records import MemoryChange
 if TYPE_CHECKING:
     from ..machine import Machine
 
-__all__ = ["Look", "LookBudget", "Looks", "plain_state", "system_registers"]
+__all__ = ["Look", "LookBudget", "Looks", "all_registers", "plain_state", "system_registers"]
 
 #: Nanoseconds that looks may take before they are rationed, and then: one in so many of the run's.
 _GRANT, _SHARE = 1_000_000_000, 10
@@ -100,6 +100,12 @@ class Looks:
 
 
 _states = object()
+
+
+def all_registers(state: CpuState) -> dict[str, int]:
+    """The registers of `records.REGISTERS`."""
+    general = (*GPR_NAMES, "rip", "rflags")
+    return {name: getattr(state, name) for name in general} | system_registers(state)
 
 
 def system_registers(state: CpuState) -> dict[str, int]:

@@ -34,7 +34,7 @@ from ..record.recorder import tell_interrupts
 from .code import CodeWindows
 from .expand import WIDTH, Mark, expand
 from .header import header_of
-from .looks import LookBudget, Looks, system_registers
+from .looks import LookBudget, Looks, all_registers
 from .records import End, Trace
 
 if TYPE_CHECKING:
@@ -259,13 +259,11 @@ class TraceRecorder:
         vcpu = self._vcpus[number]
         state = vcpu.place()
         code = self._codes.of_halt(state) if kind == "halt" else self._codes.of_place(state)
-        names = [name for name in state.__struct_fields__ if isinstance(getattr(state, name), int)]
-        registers = {name: getattr(state, name) for name in names[:18]}
         look = None
         if began >= self._budget.at:
             look = self._looks.look(state, "")
             self._budget.took(began, time.perf_counter_ns())
-        registers |= system_registers(state)
+        registers = all_registers(state)
         now = time.perf_counter_ns()
         self._mark("event", number, (kind, detail, registers, code, look, began, now))
 
@@ -302,8 +300,7 @@ class TraceRecorder:
         began = time.perf_counter_ns()
         self._looks.restart()
         state = self._machine.vcpu.state()
-        names = list(state.__struct_fields__)[:18]
-        registers = {name: getattr(state, name) for name in names} | system_registers(state)
+        registers = all_registers(state)
         kept = self._snapshots.get(id(snapshot))
         number = kept[1] if kept is not None and kept[0]() is snapshot else 0
         self._mark("restore", 0, (number, snapshot.provenance.comment, registers, began))
