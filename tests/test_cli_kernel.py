@@ -10,8 +10,8 @@ import pytest
 from cli_tools import vmmsim
 from test_loaders_linux import bzimage
 
-from vmmsim.cli.kernel import after_panic
-from vmmsim.outcome import Outcome
+from vmmsim.exits import BudgetSpent, SystemEvent
+from vmmsim.outcome import Outcome, outcome
 
 LINUX = Path(__file__).resolve().parents[2] / "shared" / "guests" / "linux"
 MIB = 1 << 20
@@ -93,12 +93,14 @@ def test_a_file_that_is_not_there_is_127(tmp_path: Path) -> None:
 def test_a_panic_is_found_in_what_was_printed(
     code: int, output: bytes, expected: tuple[int, str] | None
 ) -> None:
-    result = after_panic(Outcome(code), output)
+    end = BudgetSpent("seconds", 1) if code else SystemEvent("reset")
+    result = outcome(end, output)
     if expected is None:
-        assert result == Outcome(code)
+        assert result == outcome(end) and result.code == code
     else:
-        note = f"the kernel panicked: Kernel panic - not syncing: {expected[1]}"
-        assert result == Outcome(expected[0], abnormal=True, note=note)
+        text = f"Kernel panic - not syncing: {expected[1]}"
+        note = f"the kernel panicked: {text}"
+        assert result == Outcome(expected[0], abnormal=True, note=note, panicked=text)
 
 
 @needs_linux

@@ -25,6 +25,7 @@ from .dispatch import Observer
 from .errors import DeviceError, GuestError, ImageError, UsageError, VmmsimError
 from .exits import Access, Breakpoint, BudgetSpent, Cancelled, Exit, GuestExit, Halt, SystemEvent
 from .memory import PAGE_SIZE
+from .outcome import Outcome, outcome
 from .processor import Processor
 from .processors import Processors
 from .signals import DeferredSignals
@@ -525,16 +526,28 @@ class Machine(TimeTravel):
             return
         # A run behind a HLT would execute what lies there, which may be no code.
         if self.last_exit is not None and not isinstance(self.last_exit, _GOES_ON):
-            raise GuestError(f"the machine has ended: {self.last_exit.describe()}")
+            raise GuestError(f"the machine has ended: {self._end_text(self.last_exit)}")
         self._on_output = lambda: self.request_stop(Cancelled()) if reached() else None
         try:
             exit = self.run(budget=Budget("seconds", timeout) if timeout is not None else None)
         finally:
             self._on_output = None
         if not isinstance(exit, (Cancelled, BudgetSpent)) and not reached():
-            raise GuestError(f"the machine ended first: {exit.describe()}")
+            raise GuestError(f"the machine ended first: {self._end_text(exit)}")
+
+    def _end_text(self, exit: Exit) -> str:
+        return self.outcome(exit).panicked or exit.describe()
 
     # -- the end
+
+    def outcome(self, end: Exit | DeviceError | None = None) -> Outcome:
+        """The verdict on a run that ended with `end` (None: the last exit): the exit code that
+        `vmmsim run` would give, and what a kernel that panicked said. The same however the run was
+        started. UsageError for a machine that has not run."""
+        end = end if end is not None else self.last_exit
+        if end is None:
+            raise UsageError("the machine has not run", hint="call run() first")
+        return outcome(end, self.output.data)
 
     @property
     def halts(self) -> int:

@@ -17,7 +17,6 @@ from ..errors import DeviceError
 from ..exit_text import kvm_name, owner, place
 from ..exit_text import value as value_text
 from ..exits import Access, BudgetSpent, Cancelled, Exit, Halt
-from ..outcome import Outcome, outcome
 from .common import Choices, Target, budgets, choose_input, guest_options, json_option, open_machine, resolve
 from .output import note, out, say
 
@@ -217,7 +216,7 @@ def _finish(machine: Machine, lister: _Lister, end: Exit | DeviceError | None) -
     if end is None:
         say(f"{lister.count} exits shown, as --limit says; the guest has not ended ({counts})")
         return 0
-    result = outcome(end) if isinstance(end, Exit) else Outcome(end.exit_code, abnormal=True)
+    result = machine.outcome(end)
     if result.abnormal or isinstance(end, Cancelled):
         from ..postmortem import postmortem
 

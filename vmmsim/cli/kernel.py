@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import layout
 from ..errors import UsageError
 from ..memory import parse_size
-from ..outcome import UNHANDLED, Outcome
 
 if TYPE_CHECKING:
     from .common import Choices, Target
 
-__all__ = ["after_panic", "bios_target", "kernel_target"]
-
-#: What Linux prints when it panics (kernel/panic.c), behind the time of the line, if that is shown.
-_PANIC = re.compile(rb"^(?:\[ *\d+\.\d+\] )?(Kernel panic - not syncing[^\r\n]*)", re.MULTILINE)
+__all__ = ["bios_target", "kernel_target"]
 
 
 def kernel_target(choices: Choices) -> Target:
@@ -79,17 +74,3 @@ def _refuse_others(choices: Choices, what: str, hint: str) -> None:
     for option, value in given:
         if value:
             raise UsageError(f"{what} with {option}", hint=hint)
-
-
-def after_panic(result: Outcome, output: bytes) -> Outcome:
-    """The outcome of a kernel's run that printed `output`: a panic never ends with code 0.
-
-    Linux that panics resets the machine (`panic=-1`) or stands still; only its console tells
-    that it was no wish of a user's. So this finds nothing in a guest whose console is
-    elsewhere, and the last line of a panic that anybody printed.
-    """
-    found = _PANIC.findall(output)
-    if not found:
-        return result
-    text = found[-1].decode("utf-8", "replace")
-    return Outcome(result.code or UNHANDLED, abnormal=True, note=f"the kernel panicked: {text}")

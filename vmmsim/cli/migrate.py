@@ -147,7 +147,7 @@ def command(
             _tell(moved.report, str(address), as_json)
             return 0
         assert end is not None
-        result = judge(machine, end, stop, choices)
+        result = judge(machine, end, stop)
         if as_json:
             out(msgspec.json.encode({"moved": False, "to": str(address), "exit_code": result.code}))
         return result.code

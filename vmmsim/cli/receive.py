@@ -119,7 +119,7 @@ def command(
                 end = run_to_end(lambda: machine.run(budget=limits))
         finally:
             finish(end)
-        result = judge(machine, end, stop, choices)
+        result = judge(machine, end, stop)
         if as_json:
             print_json(machine, target, end, result)
         return result.code

@@ -35,11 +35,13 @@ def command(file: str, backend: str, insn_trace: str | None, timeout: str | None
     """Run a recording (made with run --record FILE) again. The guest's characters are on stdout.
 
     Each exit, each interrupt and the end must be as they were recorded. Exit code 122, and the
-    first exit that is another, when they are not; 123 for a file that is no recording.
+    first exit that is another, when they are not; 123 for a file that is no recording. Else the
+    code that the recorded run ended with: the guest's own, 120 or 121; 0 if it was stopped from outside.
     """
     from ..budget import seconds
     from ..exits import BudgetSpent
     from ..record import load, replay
+    from ..record.replayer import ended_outside
     from ..streams import NullSink, StdoutSink
 
     check_backend(backend)
@@ -68,7 +70,11 @@ def command(file: str, backend: str, insn_trace: str | None, timeout: str | None
         say(f"{recording.header.provenance} recorded it, {result.provenance} ran it")
         return _DIFFER
     say(f"{result.exits} exits as recorded on {recording.header.provenance}, by {result.provenance}")
-    return 0
+    if ended_outside(recording):
+        return 0
+    if result.outcome.note:
+        say(result.outcome.note)
+    return result.outcome.code
 
 
 @contextlib.contextmanager
@@ -102,6 +108,8 @@ def _print_json(recording: Recording, result: Replay, insns: int | None) -> None
                 "recorded_end": recording.end.kind,
                 "same": result.derailed is None,
                 "derailed": result.derailed,
+                "exit_code": result.outcome.code,
+                "panicked": result.outcome.panicked or None,
                 "insns_traced": insns,
                 "serial": base64.b64encode(result.output).decode("ascii"),
             }

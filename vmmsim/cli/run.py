@@ -125,7 +125,7 @@ def command(
             finish(end)
             keep(end)
         taker.say_missing()
-        result = taker.judge(end) or judge(machine, end, stop, choices)
+        result = taker.judge(end) or judge(machine, end, stop)
         if as_json:
             print_json(machine, target, end, result)
         return result.code

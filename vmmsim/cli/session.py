@@ -7,11 +7,12 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from ..errors import DeviceError, UsageError
 from ..exits import Cancelled, Exit
-from ..outcome import Outcome, outcome
+from ..outcome import Outcome
 from .common import Choices, Target, choose_input
-from .kernel import after_panic
 from .output import end_line, note, out, say
 
 if TYPE_CHECKING:
@@ -179,18 +180,16 @@ def detail_of(end: Exit | DeviceError | None) -> str:
     return end.describe() if isinstance(end, Exit) else end.message
 
 
-def judge(machine: Machine, end: Exit | DeviceError, stop: Stop, choices: Choices) -> Outcome:
+def judge(machine: Machine, end: Exit | DeviceError, stop: Stop) -> Outcome:
     """Say on stderr how it ended, where that was not as it should be."""
-    result = outcome(end) if isinstance(end, Exit) else Outcome(end.exit_code, abnormal=True)
-    if choices.kernel is not None:
-        result = after_panic(result, machine.output.data)
+    result = machine.outcome(end)
     end_line(machine.output)
     if isinstance(end, Cancelled):
         if stop.asked:
             say("stopped by Ctrl-a x")
             return result
         # A guest is most often interrupted because it hangs: show where.
-        result = Outcome(result.code, abnormal=True, note="stopped by Ctrl-C")
+        result = msgspec.structs.replace(result, abnormal=True, note="stopped by Ctrl-C")
     if result.abnormal:
         from ..postmortem import postmortem
 
@@ -202,8 +201,6 @@ def judge(machine: Machine, end: Exit | DeviceError, stop: Stop, choices: Choice
 
 def print_json(machine: Machine, target: Target, end: Exit | DeviceError, result: Outcome) -> None:
     """The one object of `--json`."""
-    import msgspec
-
     report = {
         "guest": target.name,
         "backend": machine.backend.name,
@@ -212,6 +209,7 @@ def print_json(machine: Machine, target: Target, end: Exit | DeviceError, result
         "exit": end.kind if isinstance(end, Exit) else "device_error",
         "detail": detail_of(end),
         "exit_code": result.code,
+        "panicked": result.panicked or None,
         "guest_code": getattr(end, "code", None) if isinstance(end, Exit) else None,
         "rip": machine.vcpu.registers().rip,
         "insns": machine.vcpu.insns,

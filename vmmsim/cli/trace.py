@@ -176,4 +176,4 @@ def _record(
             # Also when stdout is gone or a signal ends it: the trace says how far it came.
             end_line(machine.output)
             write(recorder.finish(end, detail_of(end)))
-        return judge(machine, end, stop, choices).code
+        return judge(machine, end, stop).code

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import DeviceError, VmmsimError
 from ..exits import Exit
-from ..outcome import outcome
 from .control import SIGTRAP, Controller, Stop
 from .memory import read_linear, write_linear
 from .monitor import monitor
@@ -147,9 +146,8 @@ class Stub:
             stop = control.step(order.cpu)
         return self.stopped(stop)
 
-    @staticmethod
-    def _code(end: Exit | DeviceError) -> int:
-        return outcome(end).code if isinstance(end, Exit) else end.exit_code
+    def _code(self, end: Exit | DeviceError) -> int:
+        return self.machine.outcome(end).code
 
     def _stop_reply(self) -> bytes:
         stop = self._stop

@@ -11,6 +11,7 @@ import msgspec
 from ..budget import Budget, exits
 from ..exits import Access, BudgetSpent, Cancelled, Exit, GuestExit
 from ..machine import Machine
+from ..outcome import Outcome
 from ..stops import made
 from .format import Event, Input, InputEnd, Interrupt, Recording
 from .recorder import tell_interrupts
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from ..devices.base import CharSink
     from .insn_trace import InsnTracer
 
-__all__ = ["Derailed", "Replay", "ReplaySource", "replay"]
+__all__ = ["Derailed", "Replay", "ReplaySource", "ended_outside", "replay"]
 
 #: Ends that came from outside the guest: where the replay stops then is only known by its exits.
 _FROM_OUTSIDE = ("cancelled", "budget", "error")
@@ -41,11 +42,13 @@ class Derailed(msgspec.Struct, frozen=True):
 
 
 class Replay(msgspec.Struct, frozen=True):
-    """What came of a replay. `derailed` is None if all was as recorded."""
+    """What came of a replay. `derailed` is None if all was as recorded; `outcome` is the verdict on the run,
+    as `Machine.outcome` gives it."""
 
     exits: int
     end: Exit
     provenance: str
+    outcome: Outcome
     derailed: Derailed | None = None
     output: bytes = b""
 
@@ -148,10 +151,10 @@ def replay(
     with Machine.from_snapshot(recording.snapshot, backend=backend, source=source, sink=sink) as machine:
         checker = _Checker(machine, source, recording)
         limits = _limits(recording, budget)
-        if not recording.end.exits and _ended_outside(recording):
+        if not recording.end.exits and ended_outside(recording):
             end: Exit = Cancelled()
         elif tracer is not None:
-            end = tracer.run(machine, recording.end.exits if _ended_outside(recording) else None, budget)
+            end = tracer.run(machine, recording.end.exits if ended_outside(recording) else None, budget)
         else:
             end = machine.run(budget=limits)
         rip = machine.vcpu.registers().rip
@@ -160,16 +163,24 @@ def replay(
             derailed = _judge_end(recording, checker.exits, end, rip)
         if derailed is not None:
             derailed = msgspec.structs.replace(derailed, rip=rip)
-        return Replay(checker.exits, end, machine.backend.provenance, derailed, machine.output.data)
+        return Replay(
+            checker.exits,
+            end,
+            machine.backend.provenance,
+            machine.outcome(end),
+            derailed,
+            machine.output.data,
+        )
 
 
-def _ended_outside(recording: Recording) -> bool:
+def ended_outside(recording: Recording) -> bool:
+    """Whether the recorded run was ended by a cancel, a budget or a device, and not by its guest."""
     return recording.end.kind in _FROM_OUTSIDE
 
 
 def _limits(recording: Recording, budget: Budget | None) -> tuple[Budget, ...]:
     limits: tuple[Budget, ...] = (budget,) if budget is not None else ()
-    if _ended_outside(recording) and recording.end.exits:
+    if ended_outside(recording) and recording.end.exits:
         limits += (exits(recording.end.exits),)
     return limits
 
@@ -180,7 +191,7 @@ def _judge_end(recording: Recording, made: int, end: Exit, rip: int) -> Derailed
         return Derailed(
             made, f"the run ended behind it with {end.describe()}, recorded are {last.exits} exits"
         )
-    if _ended_outside(recording):
+    if ended_outside(recording):
         return None
     code = end.code if isinstance(end, GuestExit) else None
     if (end.kind, code) != (last.kind, last.code):

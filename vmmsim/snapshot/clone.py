@@ -21,7 +21,6 @@ import msgspec
 from ..budget import seconds
 from ..errors import UsageError, VmmsimError
 from ..exits import Cancelled
-from ..outcome import outcome
 from ..streams import BytesSource
 from .container import load
 from .values import Identity
@@ -159,7 +158,8 @@ def run_clone(job: CloneJob) -> CloneResult:
             finally:
                 group.machines.discard(machine)
                 output, exits = machine.output.data, machine.accesses.total
-            end, detail, code = exit.kind, exit.describe(), outcome(exit).code
+            verdict = machine.outcome(exit)
+            end, detail, code = exit.kind, verdict.panicked or exit.describe(), verdict.code
     except VmmsimError as error:
         detail, code = error.message, error.exit_code
     return CloneResult(

@@ -21,11 +21,12 @@ _MOST = 1_000_000
 class MachineRecord:
     """A machine whose first million exits are written to `path` as JSON Lines."""
 
-    def __init__(self, machine: Machine, path: Path, guest: str) -> None:
+    def __init__(self, machine: Machine, path: Path, guest: str, *, may_panic: bool = False) -> None:
         from ..trace import Header, TraceWriter
 
         self.machine = machine
         self.path = path
+        self._may_panic = may_panic
         self._file = open(path, "wb")  # noqa: SIM115 - closed by `end`
         backend = machine.backend
         self._writer = TraceWriter(
@@ -37,6 +38,13 @@ class MachineRecord:
         self._writer(cls, address, size, value)
         if self._writer.count == _MOST:
             self._forget()
+
+    @property
+    def panicked(self) -> str:
+        """What a kernel said that panicked though its test does not expect it, or ""."""
+        from ..outcome import panic_text
+
+        return "" if self._may_panic else panic_text(self.machine.output.data)
 
     def keep(self, end: Exit | None = None) -> list[Path]:
         """Write what is left of the trace, and a snapshot beside it, if the machine has one.

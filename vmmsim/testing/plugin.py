@@ -181,7 +181,8 @@ def machine(
 ) -> Iterator[Callable[..., Machine]]:
     """Makes a machine on the test's backend: `machine("guess", seed=1)` with a built-in guest,
     `machine(code)` with real-mode code or a LoadedImage, `machine()` with nothing loaded. Keywords
-    are those of Machine. It is closed behind the test."""
+    are those of Machine. It is closed after the test. A kernel that panicked in it fails the test,
+    but for `machine(..., may_panic=True)`."""
     from ..loaders import load_flat
     from ..machine import Machine
     from .artifacts import MachineRecord
@@ -189,14 +190,15 @@ def machine(
     records: list[MachineRecord] = []
     request.node.stash[_records] = records
 
-    def make(guest: Any = None, **arguments: Any) -> Machine:
+    def make(guest: Any = None, *, may_panic: bool = False, **arguments: Any) -> Machine:
         arguments = {"backend": backend_name, **arguments}
         if isinstance(guest, str):
             made, name = Machine.for_guest(guest, **arguments), guest
         else:
             made, name = Machine(**arguments), "code"
         folder = _folder(request.node, tmp_path)
-        records.append(MachineRecord(made, folder / f"machine{len(records) + 1}.jsonl", name))
+        path = folder / f"machine{len(records) + 1}.jsonl"
+        records.append(MachineRecord(made, path, name, may_panic=may_panic))
         if isinstance(guest, (bytes, bytearray)):
             made.load(load_flat(bytes(guest), name=name))
         elif guest is not None and not isinstance(guest, str):
@@ -226,12 +228,16 @@ def _folder(item: pytest.Item, tmp_path: Path | None) -> Path:
 
 
 @pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, None]:
     _running.append(item)
     try:
-        yield
+        outcome: Any = yield
     finally:
         _running.remove(item)
+    if outcome.excinfo is None:
+        for record in item.stash.get(_records, []):
+            if record.panicked:
+                pytest.fail(f"the kernel panicked: {record.panicked}", pytrace=False)
 
 
 def running() -> bool:

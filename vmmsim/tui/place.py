@@ -17,7 +17,6 @@ from ..disasm import ExitLocator, Insn
 from ..errors import UsageError
 from ..exit_text import owner
 from ..exits import Access, Breakpoint, BudgetSpent, Cancelled, Exit, GuestExit, Halt, ReadAccess
-from ..outcome import outcome
 from .keyboard import Console, Keyboard
 from .points import Point
 from .records import Record, Records
@@ -111,10 +110,10 @@ class Place:
         """How the guest has ended, with the exit code that `vmmsim run` would give."""
         if self.ended is None:
             return ""
-        code = outcome(self.ended).code
-        return self.ended.describe() if isinstance(self.ended, GuestExit) else (
-            f"the guest has ended: {self.ended.describe()} (exit code {code})"
-        )  # fmt: skip
+        if isinstance(self.ended, GuestExit):
+            return self.ended.describe()
+        verdict = self.machine.outcome(self.ended)
+        return f"the guest has ended: {verdict.panicked or self.ended.describe()} (exit code {verdict.code})"
 
     # -- forward
 
