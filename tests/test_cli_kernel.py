@@ -96,7 +96,8 @@ def test_a_panic_is_found_in_what_was_printed(
     end = BudgetSpent("seconds", 1) if code else SystemEvent("reset")
     result = outcome(end, output)
     if expected is None:
-        assert result == outcome(end) and result.code == code
+        assert result == outcome(end)
+        assert result.code == code
     else:
         text = f"Kernel panic - not syncing: {expected[1]}"
         note = f"the kernel panicked: {text}"
