@@ -106,6 +106,27 @@ def served(machine: Machine, address: str = "tcp:127.0.0.1:0", **options: Any) -
             running.stop()
 
 
+def elf32_with_symbols(code: bytes, at: int, symbols: dict[str, int]) -> bytes:
+    """The same for i386 (ELFCLASS32)."""
+    strings, table = b"\0", bytes(16)
+    for name, value in symbols.items():
+        table += struct.pack("<IIIBBH", len(strings), value, 0, 0x12, 0, 1)
+        strings += name.encode() + b"\0"
+    names = b"\0.text\0.symtab\0.strtab\0.shstrtab\0"
+    offset = 52 + 32
+    bodies = (code, table, strings, names)
+    offsets = [offset + sum(map(len, bodies[:n])) for n in range(5)]
+    rows = ((1, 1, 6, at, 0, 0, 0), (7, 2, 0, 0, 3, 1, 16), (15, 3, 0, 0, 0, 0, 0), (23, 3, 0, 0, 0, 0, 0))
+    sections = bytes(40)
+    for row, start, body in zip(rows, offsets, bodies, strict=False):
+        name, kind, flags, address, link, info, size = row
+        sections += struct.pack("<10I", name, kind, flags, address, start, len(body), link, info, 1, size)
+    header = b"\x7fELF\1\1\1" + bytes(9)
+    header += struct.pack("<HHIIIIIHHHHHH", 2, 3, 1, at, 52, offsets[4], 0, 52, 32, 1, 40, 5, 4)
+    header += struct.pack("<8I", 1, offset, at, at, len(code), len(code), 5, 1)
+    return header + b"".join(bodies) + sections
+
+
 def elf_with_symbols(code: bytes, at: int, symbols: dict[str, int]) -> bytes:
     """An x86-64 executable whose .text is `code` at `at`, with `symbols` in it, as gdb wants it: by
     the System V ABI's "Object Files"."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from cli_tools import start
-from debug_tools import elf_with_symbols
+from debug_tools import elf32_with_symbols, elf_with_symbols
 
 GDB = shutil.which("gdb")
 BACKENDS = ("kvm", "unicorn")
@@ -199,3 +199,33 @@ def test_a_crash_is_looked_at(debug, tmp_path: Path) -> None:
     assert values(text) == ["0x1234", "0x7c0c"]
     assert "ud2" in text
     assert guest.end()[0] in (120, 121)
+
+
+#: In 32-bit code: start: mov eax, 12345678h; done: mov [0x9000], eax; mov al, 7; out 0xf4, al; hlt
+CODE_32 = bytes.fromhex("b878563412 a300900000 b007 e6f4 f4")
+
+
+def test_a_32_bit_elf_is_debugged_as_i386(debug, tmp_path: Path) -> None:
+    file = tmp_path / "guest32.elf"
+    file.write_bytes(elf32_with_symbols(CODE_32, 0x8000, {"start": 0x8000, "done": 0x8005}))
+    guest = debug(file, "--mode", "p32", "-S")
+    text = guest.gdb(
+        "show architecture", "break done", "continue", "p/x $eax", "x/1i $pc", "stepi", "p/x *(int *)0x9000",
+        "continue", "continue",
+        file=file,
+    )  # fmt: skip
+    assert values(text) == ["0x12345678", "0x12345678"]
+    assert "packet reply is too long" not in text
+    assert '"auto" (currently "i386")' in text
+    assert re.search(r"<done>:\s+mov\s+%eax,0x9000", text)
+    assert "[Inferior 1 (Remote target) exited with code 07]" in text
+    assert guest.end()[0] == 7
+
+
+def test_a_breakpoint_where_nothing_is_mapped_yet(debug, tmp_path: Path) -> None:
+    guest = debug(elf(tmp_path), "--mode", "l64", "-S")
+    text = guest.gdb("break *0xffffffff81000000", "info breakpoints", "delete", "continue", "continue")
+    assert "Invalid hex digit" not in text
+    assert "Breakpoint 1 at 0xffffffff81000000" in text
+    assert re.search(r"^1\s+breakpoint\s+keep y\s+0xffffffff81000000", text, re.MULTILINE)
+    assert guest.end()[0] == 7

@@ -14,11 +14,12 @@ from vmmsim import Machine
 from vmmsim.debug.control import Controller
 from vmmsim.debug.reverse import reverse_for
 from vmmsim.debug.stub import Resume, Stub
-from vmmsim.debug.target import REGISTERS, RegisterFile, description
+from vmmsim.debug.target import AMD64, I386, RegisterFile
 from vmmsim.errors import UsageError
 from vmmsim.exits import Breakpoint, GuestExit, Halt
 from vmmsim.loaders.flat import load_flat
 
+REGISTERS = AMD64.registers
 #: hello64: the far jump into 32-bit code, and into 64-bit code (guests/hello64).
 AT_P32, AT_L64 = 0x7C1C, 0x7C8C
 
@@ -26,11 +27,20 @@ AT_P32, AT_L64 = 0x7C1C, 0x7C8C
 class Debugger:
     """Plays gdb."""
 
-    def __init__(self, machine: Machine, *, reverse: bool = False) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        *,
+        reverse: bool = False,
+        registers: RegisterFile = AMD64,
+        features: str = "error-message+",
+    ) -> None:
         self.machine = machine
+        self.registers = registers.registers
         self.control = Controller(machine)
         self.back = reverse_for(machine, self.control) if reverse else None
-        self.stub = Stub(machine, self.control, self.back)
+        self.stub = Stub(machine, self.control, self.back, registers)
+        self.ask(f"qSupported:multiprocess+;{features};xmlRegisters=i386")
 
     def ask(self, packet: str | bytes) -> str:
         answer = self.stub.handle(packet.encode() if isinstance(packet, str) else packet)
@@ -39,11 +49,11 @@ class Debugger:
         return answer.decode("latin-1")
 
     def register(self, name: str) -> int:
-        number = next(i for i, r in enumerate(REGISTERS) if r.name == name)
+        number = next(i for i, r in enumerate(self.registers) if r.name == name)
         return int.from_bytes(bytes.fromhex(self.ask(f"p{number:x}")), "little")
 
     def put(self, name: str, value: int) -> str:
-        number, register = next((i, r) for i, r in enumerate(REGISTERS) if r.name == name)
+        number, register = next((i, r) for i, r in enumerate(self.registers) if r.name == name)
         return self.ask(f"P{number:x}={value.to_bytes(register.size, 'little').hex()}")
 
 
@@ -70,7 +80,7 @@ def loop(backend_name: str) -> Iterator[Debugger]:
 
 
 def test_the_description_is_one_of_gdbs_features_and_numbers_every_register() -> None:
-    root = ElementTree.fromstring(re.sub(rb"<!DOCTYPE[^>]*>", b"", description()))
+    root = ElementTree.fromstring(re.sub(rb"<!DOCTYPE[^>]*>", b"", AMD64.description()))
     registers = [reg for feature in root.iter("feature") for reg in feature.iter("reg")]
     assert [int(reg.get("regnum", "")) for reg in registers] == list(range(len(REGISTERS)))
     # "Debugging with GDB", G.5.4: the 24 registers of i386.core in 64-bit mode come first.
@@ -233,6 +243,49 @@ def test_memory_goes_through_the_guests_page_tables(backend_name: str) -> None:
         assert debugger.ask("m800000000000,4").startswith("E.")  # not canonical
         assert debugger.ask(f"m{machine.cpu.rip:x},1") != ""
         assert "is not mapped" in text_of(debugger, "translate 0x800000000000")
+
+
+def test_beyond_4_gib_there_is_nothing_outside_long_mode(backend_name: str) -> None:
+    with flat("90 90 f4", backend_name) as machine:
+        debugger = Debugger(machine)
+        assert debugger.ask("m8000,3") == "9090f4"
+        assert debugger.ask("m100008000,3").startswith("E.")
+        assert debugger.ask("M100008000,1:00").startswith("E.")
+        assert machine.memory.read(0x8000, 1) == b"\x90"
+
+
+@pytest.mark.parametrize("features", ["swbreak+", "error-message-"])
+def test_who_takes_no_words_gets_numbers(backend_name: str, features: str) -> None:
+    with flat("90 90 f4", backend_name) as machine:
+        debugger = Debugger(machine, features=features)
+        # "Debugging with GDB", E.2: `E NN`, two hexadecimal digits.
+        asked = ["m100008000,3", "M0,2:00", "p", "p999", "T99", "c8000", "Z2,0,zz", "vCont;s:99", "H g99"]
+        answers = {word: debugger.ask(word) for word in asked}
+        assert {word: a for word, a in answers.items() if not re.fullmatch("E[0-9a-f]{2}", a)} == {}
+        assert answers["m100008000,3"] == "E0e"  # EFAULT
+        debugger.ask("p999")
+        assert "there is no register 2457" in text_of(debugger, "error")
+
+
+def test_a_32_bit_description_has_the_low_halves(backend_name: str) -> None:
+    root = ElementTree.fromstring(re.sub(rb"<!DOCTYPE[^>]*>", b"", I386.description()))
+    assert root.findtext("architecture") == "i386"
+    names = [reg.get("name") for feature in root.iter("feature") for reg in feature.iter("reg")]
+    # "Debugging with GDB", G.5.4: i386.core in 32-bit mode.
+    assert names[:8] == ["eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi"]
+    assert names[8:16] == ["eip", "eflags", "cs", "ss", "ds", "es", "fs", "gs"]
+    assert names[32:41] == [*(f"xmm{n}" for n in range(8)), "mxcsr"]
+    with flat("b8efbeadde 8b15 0c800000 f4 78563412", backend_name, mode="p32") as machine:
+        debugger = Debugger(machine, registers=I386)
+        # gdb's own i386 layout begins with 16 registers of 4 bytes and 8 of 10.
+        assert len(debugger.ask("g")) == 2 * sum(r.size for r in I386.registers)
+        assert debugger.ask("vCont;s:1").startswith("T05")
+        assert debugger.register("eax") == 0xDEADBEEF
+        assert debugger.put("eax", 0xFFFFFFFF) == "OK"
+        assert machine.vcpu.registers().rax == 0xFFFFFFFF
+        assert debugger.register("eip") == 0x8005
+        assert debugger.ask("vCont;s:1").startswith("T05")
+        assert debugger.register("edx") == 0x12345678
 
 
 def text_of(debugger: Debugger, line: str) -> str:
@@ -427,7 +480,7 @@ def test_every_register_is_its_own(hello: Debugger) -> None:
             continue  # these have a meaning beside their number
         changed = state.copy()
         value = register.get(state) ^ 1
-        RegisterFile.write(changed, number, value.to_bytes(register.size, "little"))
+        AMD64.write(changed, number, value.to_bytes(register.size, "little"))
         assert [r.name for r in REGISTERS if r.get(changed) != r.get(state)] == (
             ["rip", "cs_base"] if register.name == "cs_base" else [register.name]
         )

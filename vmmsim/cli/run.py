@@ -47,6 +47,13 @@ __all__ = ["command"]
 @click.option("-S", "--freeze", is_flag=True, help="With gdb: do not start before it says so.")
 @click.option("--reverse", is_flag=True, help="With gdb: keep a history, so that it can go back in time.")
 @click.option("--gdb-remote", is_flag=True, help="With gdb: allow an address that other hosts reach.")
+@click.option(
+    "--gdb-arch",
+    type=click.Choice(["auto", "x86-64", "i386"]),
+    default="auto",
+    show_default=True,
+    help="With gdb: how the CPU is described; auto is i386 for a 32-bit ELF file.",
+)
 @click.option("--count-insns", is_flag=True, help="Count instructions for --json (slower; not on KVM).")
 @click.option("--cheat", is_flag=True, help="When the guest says that the game is lost, go back in time.")
 @click.option(
@@ -79,6 +86,7 @@ def command(
     freeze: bool,
     reverse: bool,
     gdb_remote: bool,
+    gdb_arch: str,
     **options: Any,
 ) -> int:
     """Run GUEST (a name of `vmmsim guests`) or FILE: an ELF, a flat binary, or a snapshot, which goes on.
@@ -91,7 +99,7 @@ def command(
     taker = Taker.of(when, file, then)
     choices = Choices(**options, count_insns=count_insns or taker.insns > 0)
     limits = budgets(choices)
-    debugging = Debugging.of(gdb_default, gdb, freeze, reverse, gdb_remote, limits)
+    debugging = Debugging.of(gdb_default, gdb, freeze, reverse, gdb_remote, gdb_arch, limits)
     target = resolve(choices)
     if cheat:
         check_cheat(target)
@@ -106,7 +114,7 @@ def command(
         stop.machine = machine
         if port.path is not None:
             say(f"the guest's serial port is {port.path}")
-        server = None if debugging is None else stack.enter_context(debugging.open(choices.quiet))
+        server = None if debugging is None else stack.enter_context(debugging.open(target, choices.quiet))
         finish = stack.enter_context(tracing(machine, target, trace))
         taker.arm(machine)
         if cheat:
@@ -119,7 +127,7 @@ def command(
                     end = run_to_end(lambda: taker.run(machine, limits))
                 else:
                     serve = debugging.serve
-                    end = run_to_end(lambda: serve(server, machine, lambda: stop.asked))
+                    end = run_to_end(lambda: serve(server, machine, target, lambda: stop.asked))
         finally:
             # Also when stdout is gone or a signal ends it: the file says how far it came.
             finish(end)

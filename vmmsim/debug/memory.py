@@ -20,10 +20,13 @@ __all__ = ["read_linear", "write_linear"]
 
 
 def _pieces(state: CpuState, memory: GuestMemory, linear: int, size: int) -> Iterator[tuple[int, int]]:
-    """(gpa, size) of each page's part, up to the first that no page and no memory is behind."""
-    mask = (1 << 64) - 1 if state.efer & 1 << 10 else (1 << 32) - 1
+    """(gpa, size) of each page's part, up to the first that no page and no memory is behind. Outside long
+    mode linear addresses end at 4 GiB."""
+    end = 1 << (64 if state.efer & 1 << 10 else 32)
     while size > 0:
-        at = linear & mask
+        at = linear
+        if at >= end:
+            return
         gpa = linear_to_gpa(state, at, memory.read)
         count = min(size, PAGE_SIZE - at % PAGE_SIZE)
         if gpa is None or not memory.contains(gpa, count):

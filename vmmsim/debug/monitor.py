@@ -25,6 +25,7 @@ monitor disas [ADDRESS [COUNT]]   code, decoded in the mode that the CPU is in
 monitor cpu                       every register, the mode, the hidden parts of segments
 monitor devices                   the devices, where they are, and their state
 monitor counts                    exits so far, by kind
+monitor error                     why the last request was refused
 monitor snapshot FILE             keep the machine as it is in a new file, where vmmsim runs
 """
 

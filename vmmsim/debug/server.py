@@ -25,6 +25,7 @@ from .control import SIGINT, SIGTRAP, Controller, Stop
 from .listen import listen
 from .rsp import Codec, Signal, frame
 from .stub import Resume, Stub
+from .target import AMD64, RegisterFile
 
 if TYPE_CHECKING:
     from ..machine import Machine
@@ -119,10 +120,12 @@ class GdbServer:
         wait: bool = False,
         reverse: Callable[[Machine, Controller], Reverse] | None = None,
         asked: Callable[[], bool] = lambda: False,
+        registers: RegisterFile = AMD64,
     ) -> Exit | DeviceError:
         """Run `machine` to its end, as `machine.run` does, with a debugger when one comes. `wait`: not
         before one has come and lets it. `asked`: whether the user wants to end it, which is looked at
-        while the guest stands. Raises KeyboardInterrupt for Ctrl-C.
+        while the guest stands. `registers`: what gdb is told of the CPU (`target.AMD64`, `target.I386`).
+        Raises KeyboardInterrupt for Ctrl-C.
         """
         control = Controller(machine, self._heed)
         back = reverse(machine, control) if reverse is not None else None
@@ -146,7 +149,7 @@ class GdbServer:
                     continue
                 return exit
             if isinstance(event, socket.socket):
-                end = _Session(self, event, machine, control, back, asked).run()
+                end = _Session(self, event, machine, control, back, asked, registers).run()
                 control.clear()
                 if end is not None or control.ended is not None:
                     return end if end is not None else control.ended  # type: ignore[return-value]
@@ -198,6 +201,7 @@ class _Session:
         control: Controller,
         reverse: Reverse | None,
         asked: Callable[[], bool],
+        registers: RegisterFile,
     ) -> None:
         self._server = server
         self._client = client
@@ -205,7 +209,7 @@ class _Session:
         self._asked = asked
         self._control = control
         self._codec = Codec()
-        self._stub = Stub(machine, control, reverse)
+        self._stub = Stub(machine, control, reverse, registers)
         self._stub.attached(Stop(SIGTRAP))
         #: What has been read and not dealt with yet.
         self._read: list[bytes | Signal] = []

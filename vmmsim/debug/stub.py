@@ -2,11 +2,14 @@
 
 "Debugging with GDB", appendix E.2 to E.4. A packet goes in, and a reply comes out, or an order
 to run. All-stop mode, one process, a thread for each vCPU, numbered from 1. An error reply has
-its reason in words (`E.reason`), and what is worth a person's notice goes to gdb's console.
+its reason in words (`E.reason`) for a debugger that says `error-message+` (gdb 16 and newer), and is a number
+for others, which take words for garbage; `monitor error` then tells the words. What is worth a person's
+notice goes to gdb's console.
 """
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,7 +20,7 @@ from .control import SIGTRAP, Controller, Stop
 from .memory import read_linear, write_linear
 from .monitor import monitor
 from .rsp import PACKET_MAX
-from .target import RegisterFile, description
+from .target import AMD64, RegisterFile
 
 if TYPE_CHECKING:
     from ..cpu.state import CpuState
@@ -29,6 +32,9 @@ __all__ = ["Resume", "Stub"]
 #: Bytes of memory in one reply: hexadecimal, two digits each.
 _MEMORY_MAX = PACKET_MAX // 2
 _BAD = b"E.malformed packet"
+_NOWHERE = b"E.there is no memory there"
+#: Numbers for debuggers that take no words: errno's, as gdbserver sends them.
+_NUMBERS = {_BAD: errno.EINVAL, _NOWHERE: errno.EFAULT}
 #: A query's or a long command's name, and what follows.
 _LONG = re.compile(rb"([qQv][A-Za-z]*\??)[:;,]?(.*)\Z", re.DOTALL)
 
@@ -47,8 +53,18 @@ class Stub:
     """One session. `handle` takes a packet: bytes are the reply, a Resume is carried out with
     `resume`, which gives the packets to send. `no_acks` is set when acknowledgements are to end."""
 
-    def __init__(self, machine: Machine, control: Controller, reverse: Reverse | None = None) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        control: Controller,
+        reverse: Reverse | None = None,
+        registers: RegisterFile = AMD64,
+    ) -> None:
         self.machine = machine
+        self._registers = registers
+        #: The debugger takes errors in words; and the words of the last one.
+        self._words = False
+        self.error = ""
         self.control = control
         self._reverse = reverse
         self.no_acks = False
@@ -74,7 +90,7 @@ class Stub:
         }
         self._short: dict[int, Callable[[bytes], bytes | Resume]] = {
             ord("?"): lambda _: self._stop_reply(),
-            ord("g"): lambda _: RegisterFile.read_all(control.state(self._cpu)).hex().encode(),
+            ord("g"): lambda _: registers.read_all(control.state(self._cpu)).hex().encode(),
             ord("G"): self._write_registers,
             ord("p"): self._read_register,
             ord("P"): self._write_register,
@@ -98,6 +114,13 @@ class Stub:
 
     def handle(self, packet: bytes) -> bytes | Resume:
         """The reply, empty for what is not known; or an order to run."""
+        answer = self._handle(packet)
+        if isinstance(answer, Resume) or not answer.startswith(b"E."):
+            return answer
+        self.error = answer[2:].decode("utf-8", "replace")
+        return answer if self._words else b"E%02x" % _NUMBERS.get(answer, errno.EPERM)
+
+    def _handle(self, packet: bytes) -> bytes | Resume:
         try:
             long = _LONG.match(packet)
             if long is not None:
@@ -155,7 +178,8 @@ class Stub:
 
     # -- queries
 
-    def _supported(self, _: bytes) -> bytes:
+    def _supported(self, body: bytes) -> bytes:
+        self._words = b"error-message+" in body.split(b";")
         features = [
             f"PacketSize={PACKET_MAX:x}", "QStartNoAckMode+", "qXfer:features:read+", "qXfer:threads:read+",
             "qXfer:memory-map:read+", "vContSupported+", "swbreak+", "hwbreak+",
@@ -172,7 +196,7 @@ class Stub:
         kind, action, annex, span = rest.split(b":", 3)
         offset, length = (int(word, 16) for word in span.split(b","))
         documents = {
-            (b"features", b"target.xml"): description,
+            (b"features", b"target.xml"): self._registers.description,
             (b"threads", b""): self._threads,
             (b"memory-map", b""): _memory_map,
         }
@@ -199,7 +223,10 @@ class Stub:
 
     def _monitor(self, body: bytes) -> bytes:
         line = bytes.fromhex(body.decode("ascii")).decode("utf-8", "replace")
-        text = monitor(line, self.machine, self.control, self._cpu)
+        if line.strip() == "error":
+            text = (self.error or "nothing was refused") + "\n"
+        else:
+            text = monitor(line, self.machine, self.control, self._cpu)
         return text.encode("utf-8", "replace")[: _MEMORY_MAX - 1].hex().encode() or b"OK"
 
     # -- threads
@@ -229,19 +256,19 @@ class Stub:
             self._reverse.begin_anew()
 
     def _read_register(self, body: bytes) -> bytes:
-        return RegisterFile.read(self._state(), int(body, 16)).hex().encode()
+        return self._registers.read(self._state(), int(body, 16)).hex().encode()
 
     def _write_register(self, body: bytes) -> bytes:
         number, _, value = body.partition(b"=")
         state = self._state().copy()
-        RegisterFile.write(state, int(number, 16), bytes.fromhex(value.decode("ascii")))
+        self._registers.write(state, int(number, 16), bytes.fromhex(value.decode("ascii")))
         self.control.set_state(self._cpu, state)
         self._changed()
         return b"OK"
 
     def _write_registers(self, body: bytes) -> bytes:
         state = self._state().copy()
-        RegisterFile.write_all(state, bytes.fromhex(body.decode("ascii")))
+        self._registers.write_all(state, bytes.fromhex(body.decode("ascii")))
         self.control.set_state(self._cpu, state)
         self._changed()
         return b"OK"
@@ -249,7 +276,7 @@ class Stub:
     def _read_memory(self, body: bytes) -> bytes:
         address, size = (int(word, 16) for word in body.split(b","))
         data = read_linear(self._state(), self.machine.memory, address, min(size, _MEMORY_MAX))
-        return data.hex().encode() if data or not size else b"E.there is no memory there"
+        return data.hex().encode() if data or not size else _NOWHERE
 
     def _write_memory(self, body: bytes) -> bytes:
         where, _, digits = body.partition(b":")

@@ -1,9 +1,10 @@
-"""The target description: which registers gdb sees, and how their bytes are.
+"""The target descriptions: which registers gdb sees, and how their bytes are.
 
-One description for every mode of the CPU, that of amd64, so that a guest may go from real mode to
-long mode under a debugger that learns the description once. Beside the registers of gdb's own
-features (i386.core, i386.sse, i386.segments: "Debugging with GDB", appendix G.5.4) there is one of
-vmmsim's, with segment bases, control registers and tables.
+`AMD64` is one description for every mode of the CPU, so that a guest may go from real mode to long
+mode under a debugger that learns the description once. `I386` is for a gdb that has loaded a 32-bit
+ELF file, which takes no description of another architecture: the low halves of the registers.
+Beside the registers of gdb's own features (i386.core, i386.sse, i386.segments: "Debugging with
+GDB", appendix G.5.4) there is one of vmmsim's, with segment bases, control registers and tables.
 
 `rip` is the linear address of the next instruction, CS.base and all: gdb compares it with the
 addresses of symbols and breakpoints, which are linear. In 64-bit mode the two are the same.
@@ -19,12 +20,13 @@ import msgspec
 from ..cpu.state import CpuState, Segment
 from ..errors import UsageError
 
-__all__ = ["REGISTERS", "RegisterFile", "description"]
+__all__ = ["AMD64", "ARCHITECTURES", "I386", "RegisterFile"]
 
 _GPRS = (
     "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp",
     "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
 )  # fmt: skip
+_GPRS_32 = ("ax", "cx", "dx", "bx", "sp", "bp", "si", "di")
 _SEGMENTS = ("cs", "ss", "ds", "es", "fs", "gs")
 _CONTROL = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer")
 _FLAGS = (
@@ -52,11 +54,23 @@ def _plain(name: str, size: int, type: str, feature: str, group: str = "") -> Re
     )
 
 
-def _rip() -> Register:
+def _rip(name: str, size: int) -> Register:
+    mask = (1 << 8 * size) - 1
+
     def put(state: CpuState, value: int) -> None:
         state.rip = value if state.mode == "l64" else value - state.cs.base & 0xFFFF_FFFF
 
-    return Register("rip", 8, "code_ptr", "core", lambda s: s.linear_rip, put)
+    return Register(name, size, "code_ptr", "core", lambda s: s.linear_rip & mask, put)
+
+
+def _low(name: str) -> Register:
+    """EAX and the like: the low half of a general register. Setting it zero-extends, as the CPU does."""
+
+    def get(state: CpuState) -> int:
+        return getattr(state, f"r{name}") & 0xFFFF_FFFF
+
+    kind = "data_ptr" if name in ("sp", "bp") else "int32"
+    return Register(f"e{name}", 4, kind, "core", get, lambda s, v: setattr(s, f"r{name}", v))
 
 
 def _selector(name: str) -> Register:
@@ -134,9 +148,14 @@ def _tag(value: int, used: bool) -> int:
     return 2 if exponent in (0, 0x7FFF) or not mantissa >> 63 else 0
 
 
-def _registers() -> tuple[Register, ...]:
-    found = [_plain(name, 8, "data_ptr" if name in ("rbp", "rsp") else "int64", "core") for name in _GPRS]
-    found.append(_rip())
+def _registers(*, wide: bool) -> tuple[Register, ...]:
+    """In the order of their numbers."""
+    if wide:
+        found = [_plain(name, 8, "data_ptr" if name in ("rbp", "rsp") else "int64", "core") for name in _GPRS]
+        found.append(_rip("rip", 8))
+    else:
+        found = [_low(name) for name in _GPRS_32]
+        found.append(_rip("eip", 4))
     found.append(
         Register(
             "eflags", 4, "vmmsim_eflags", "core", lambda s: s.rflags, lambda s, v: setattr(s, "rflags", v)
@@ -148,14 +167,15 @@ def _registers() -> tuple[Register, ...]:
     found += [_of_fpu("fiseg", "fip", shift=32, mask=0xFFFF), _of_fpu("fioff", "fip")]
     found += [_of_fpu("foseg", "fdp", shift=32, mask=0xFFFF), _of_fpu("fooff", "fdp")]
     found.append(_of_fpu("fop", "fop", mask=0x7FF))
-    found += [_listed(f"xmm{at}", "xmm", at, 16, "vec128", "sse") for at in range(16)]
+    found += [_listed(f"xmm{at}", "xmm", at, 16, "vec128", "sse") for at in range(16 if wide else 8)]
     found.append(
         Register(
             "mxcsr", 4, "vmmsim_mxcsr", "sse", lambda s: s.fpu.mxcsr,
             lambda s, v: setattr(s.fpu, "mxcsr", v), "vector",
         )
     )  # fmt: skip
-    found += [_base("fs", "segments"), _base("gs", "segments")]
+    # gdb 13 gives up on i386.segments in a 32-bit description.
+    found += [_base(name, "segments" if wide else "vmmsim") for name in ("fs", "gs")]
     found += [_base(name, "vmmsim") for name in ("cs", "ss", "ds", "es")]
     found.append(
         Register(
@@ -168,9 +188,6 @@ def _registers() -> tuple[Register, ...]:
     return tuple(found)
 
 
-#: In the order of their numbers.
-REGISTERS = _registers()
-_SIZE = sum(register.size for register in REGISTERS)
 _FEATURES = {
     "core": "org.gnu.gdb.i386.core",
     "sse": "org.gnu.gdb.i386.sse",
@@ -199,63 +216,73 @@ _TYPES = {
 }
 
 
-def description() -> bytes:
-    """target.xml."""
-    lines = [
-        '<?xml version="1.0"?>',
-        '<!DOCTYPE target SYSTEM "gdb-target.dtd">',
-        "<target><architecture>i386:x86-64</architecture>",
-    ]
-    for short, feature in _FEATURES.items():
-        lines.append(f'<feature name="{feature}">{_TYPES.get(short, "")}')
-        for number, register in enumerate(REGISTERS):
-            if register.feature == short:
-                group = f' group="{register.group}"' if register.group else ""
-                lines.append(
-                    f'<reg name="{register.name}" bitsize="{8 * register.size}" '
-                    f'type="{register.type}" regnum="{number}"{group}/>'
-                )
-        lines.append("</feature>")
-    lines.append("</target>")
-    return "\n".join(lines).encode()
-
-
 class RegisterFile:
-    """Registers as gdb's bytes."""
+    """One description: its architecture by gdb's name, and its registers, as values and as gdb's bytes."""
 
-    @staticmethod
-    def read_all(state: CpuState) -> bytes:
-        return b"".join(register.get(state).to_bytes(register.size, "little") for register in REGISTERS)
+    def __init__(self, architecture: str, registers: tuple[Register, ...]) -> None:
+        self.architecture = architecture
+        self.registers = registers
+        self.size = sum(register.size for register in registers)
 
-    @staticmethod
-    def read(state: CpuState, number: int) -> bytes:
+    def description(self) -> bytes:
+        """target.xml."""
+        lines = [
+            '<?xml version="1.0"?>',
+            '<!DOCTYPE target SYSTEM "gdb-target.dtd">',
+            f"<target><architecture>{self.architecture}</architecture>",
+        ]
+        named = {register.feature for register in self.registers}
+        for short, feature in _FEATURES.items():
+            if short not in named:
+                continue
+            lines.append(f'<feature name="{feature}">{_TYPES.get(short, "")}')
+            for number, register in enumerate(self.registers):
+                if register.feature == short:
+                    group = f' group="{register.group}"' if register.group else ""
+                    lines.append(
+                        f'<reg name="{register.name}" bitsize="{8 * register.size}" '
+                        f'type="{register.type}" regnum="{number}"{group}/>'
+                    )
+            lines.append("</feature>")
+        lines.append("</target>")
+        return "\n".join(lines).encode()
+
+    def read_all(self, state: CpuState) -> bytes:
+        return b"".join(register.get(state).to_bytes(register.size, "little") for register in self.registers)
+
+    def read(self, state: CpuState, number: int) -> bytes:
         """Raises UsageError for a number that no register has."""
-        register = _numbered(number)
+        register = self._numbered(number)
         return register.get(state).to_bytes(register.size, "little")
 
-    @staticmethod
-    def write(state: CpuState, number: int, data: bytes) -> None:
+    def write(self, state: CpuState, number: int, data: bytes) -> None:
         """Into `state`. UsageError for a wrong number or length, or a value that cannot be."""
-        register = _numbered(number)
+        register = self._numbered(number)
         if len(data) != register.size:
             raise UsageError(f"{register.name} has {register.size} bytes", hint=f"not {len(data)}")
         register.put(state, int.from_bytes(data, "little"))
 
-    @staticmethod
-    def write_all(state: CpuState, data: bytes) -> None:
+    def write_all(self, state: CpuState, data: bytes) -> None:
         """Those that differ, into `state`."""
-        if len(data) != _SIZE:
-            raise UsageError(f"all registers have {_SIZE} bytes", hint=f"not {len(data)}")
+        if len(data) != self.size:
+            raise UsageError(f"all registers have {self.size} bytes", hint=f"not {len(data)}")
         at = 0
         before = state.copy()
-        for register in REGISTERS:
+        for register in self.registers:
             value = int.from_bytes(data[at : at + register.size], "little")
             if value != register.get(before):
                 register.put(state, value)
             at += register.size
 
+    def _numbered(self, number: int) -> Register:
+        if not 0 <= number < len(self.registers):
+            raise UsageError(
+                f"there is no register {number}", hint=f"they are 0 to {len(self.registers) - 1}"
+            )
+        return self.registers[number]
 
-def _numbered(number: int) -> Register:
-    if not 0 <= number < len(REGISTERS):
-        raise UsageError(f"there is no register {number}", hint=f"they are 0 to {len(REGISTERS) - 1}")
-    return REGISTERS[number]
+
+AMD64 = RegisterFile("i386:x86-64", _registers(wide=True))
+I386 = RegisterFile("i386", _registers(wide=False))
+#: By what `--gdb-arch` takes.
+ARCHITECTURES = {"x86-64": AMD64, "i386": I386}
