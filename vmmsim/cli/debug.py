@@ -45,8 +45,11 @@ class Debugging(msgspec.Struct, frozen=True):
         """None when gdb is not wanted. Raises UsageError for options that do not go together."""
         if not default and address is None:
             for option, given in (
-                ("-S", freeze), ("--reverse", reverse), ("--gdb-remote", remote), ("--gdb-arch", arch != "auto"),
-            ):  # fmt: skip
+                ("-S", freeze),
+                ("--reverse", reverse),
+                ("--gdb-remote", remote),
+                ("--gdb-arch", arch != "auto"),
+            ):
                 if given:
                     raise UsageError(f"{option} without a debugger", hint="say where with -s, or --gdb ADDR")
             return None
@@ -82,9 +85,7 @@ class Debugging(msgspec.Struct, frozen=True):
             kind, _, where = server.address.partition(":")
             say(f"gdb: target remote {where.removeprefix('127.0.0.1') if kind == 'tcp' else where}")
             if self._arch(target) == "i386":
-                say(
-                    "gdb: the CPU is described as i386, as a 32-bit ELF file wants it (else: --gdb-arch x86-64)"
-                )
+                say("gdb: the CPU is described as i386, for a 32-bit ELF file (else: --gdb-arch x86-64)")
         return server
 
     def serve(
