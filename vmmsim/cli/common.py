@@ -359,6 +359,8 @@ def open_machine(
     try:
         if not choices.quiet:
             say_backend(machine)
+            for warning in target.image.warnings:
+                say(f"warning: {warning}")
         machine.load(target.image)
     except BaseException:
         machine.close()

@@ -21,6 +21,7 @@ import click
 from .. import __version__
 from ..errors import VmmsimError
 from .output import note, say
+from .qemu_words import qemu_hint
 
 __all__ = ["VERBS", "cli", "main"]
 
@@ -96,7 +97,8 @@ class _Verbs(click.Group):
         if "_VMMSIM_COMPLETE" in os.environ:  # a shell asks for completions
             super().main(args, prog_name="vmmsim")
         with _ending_signals():
-            code = _guarded(lambda: self._dispatch(sys.argv[1:] if args is None else list(args)))
+            words = sys.argv[1:] if args is None else list(args)
+            code = _guarded(lambda: self._dispatch(list(words)), words)
         sys.exit(code)
 
     def _dispatch(self, args: list[str]) -> Any:
@@ -123,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     cli.main(argv)
 
 
-def _guarded(run: Callable[[], Any]) -> int:
+def _guarded(run: Callable[[], Any], arguments: Sequence[str]) -> int:
     """The exit code of `run`, with every error told in the words of its kind."""
     try:
         result = run()
@@ -134,7 +136,7 @@ def _guarded(run: Callable[[], Any]) -> int:
         note(error.ctx.get_help() if error.ctx else error.format_message())
         return _USAGE
     except click.ClickException as error:
-        _usage_error(error)
+        _usage_error(error, arguments)
         return _USAGE
     except (click.Abort, KeyboardInterrupt):
         say("stopped by Ctrl-C")
@@ -168,13 +170,15 @@ def _error(message: str, hint: str = "") -> None:
         say(f"hint: {hint}")
 
 
-def _usage_error(error: click.ClickException) -> None:
+def _usage_error(error: click.ClickException, arguments: Sequence[str]) -> None:
     message = error.format_message()
     hint = ""
     if isinstance(error, click.NoSuchOption):
         message = f"there is no option {error.option_name}"
         if error.possibilities:
             hint = "did you mean " + " or ".join(error.possibilities) + "?"
+    unknown = error.option_name if isinstance(error, click.NoSuchOption) else ""
+    hint = qemu_hint(arguments, unknown) or hint
     ctx = error.ctx if isinstance(error, click.UsageError) else None
     if not hint and ctx is not None and "did you mean" not in message.lower():
         hint = f"see: {ctx.command_path} --help"

@@ -10,6 +10,7 @@ from .elf import MAGIC, load_elf
 from .flat import load_flat
 from .image import BootModule, ImageSegment, LoadedImage, RomRegion
 from .kernel import kernel_format, load_kernel, split_modules
+from .near_miss import check_flat
 from .rom import load_rom
 
 __all__ = [
@@ -89,6 +90,8 @@ def load_bytes(
 ) -> LoadedImage:
     """`load_file` for bytes that are at hand."""
     if not data.startswith(MAGIC):
+        if load_address is None and mode is None and entry is None:
+            check_flat(data, name)
         return load_flat(data, name=name, load_address=load_address, mode=mode, entry=entry, path=path)
     if load_address is not None:
         raise UsageError(

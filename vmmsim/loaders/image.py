@@ -46,11 +46,6 @@ _FLAT = 0xFFFFFFFF
 LOW_START = 0x8000
 LOW_END = layout.BOOT_TABLES
 
-#: __BOOT_CS and __BOOT_DS of Linux's boot protocol, and a TSS behind them.
-_BOOT_CS = 0x10
-_BOOT_DS = 0x18
-_BOOT_TSS = 0x20
-
 
 class ImageSegment(msgspec.Struct, frozen=True):
     """`data` for guest-physical `gpa`, followed by zeros up to `size` bytes."""
@@ -96,7 +91,7 @@ class LoadedImage(msgspec.Struct):
     `vmmsim.cpu.modes.MODES`), `symbols` maps names to linear addresses, `path` is the file
     it came from or None for bytes. `registers` (general registers, RIP, RFLAGS) and
     `state_changes` (other fields of CpuState) replace what the preset says; `rom` is memory
-    that the image brings along.
+    that the image brings along, `warnings` what a person should know of it, as sentences.
     """
 
     name: str
@@ -108,6 +103,7 @@ class LoadedImage(msgspec.Struct):
     registers: dict[str, int] = msgspec.field(default_factory=dict)
     state_changes: dict[str, Any] = msgspec.field(default_factory=dict)
     rom: list[RomRegion] = msgspec.field(default_factory=list)
+    warnings: list[str] = msgspec.field(default_factory=list)
 
     def enter(self, state: CpuState) -> CpuState:
         """The state at the entry: a copy of the preset's `state` with the image's changes.
@@ -292,18 +288,21 @@ class BootMemory:
         self.claim(ImageSegment(at, data, len(data), what))
         return at
 
-    def flat32(self) -> dict[str, Any]:
+    def flat32(self, *, code: int, data: int) -> dict[str, Any]:
         """`state_changes` for 32-bit protected mode as boot protocols want it, over preset p32.
 
-        Puts a GDT into memory: CS is 10h, the data segments are 18h, both flat, and TR is an
-        active 32-bit TSS at 0 with limit 67h, as Xen's PVH ABI has it.
+        Puts a GDT into memory. `code` and `data` are the selectors of CS and of the data segments, which
+        follow each other and are both flat: Linux demands 10h and 18h (boot.rst, "32-bit Boot Protocol");
+        Multiboot and PVH leave them open, and other loaders have 8 and 10h there, where many kernels that
+        keep the loader's CS have their own code and data. TR is an active 32-bit TSS at 0 with limit 67h,
+        after them, as Xen's PVH ABI has it.
         """
-        code = Segment(_BOOT_CS, 0, _FLAT, ATTR_CODE32)
-        data = Segment(_BOOT_DS, 0, _FLAT, ATTR_DATA32)
-        tss = Segment(_BOOT_TSS, 0, 0x67, ATTR_TSS32_BUSY)
-        gdt = bytes(_BOOT_CS) + b"".join(encode_descriptor(segment) for segment in (code, data, tss))
-        changes: dict[str, Any] = dict.fromkeys(("ds", "es", "fs", "gs", "ss"), data)
-        changes |= {"cs": code, "tr": tss, "gdt": Table(self.put(gdt, "GDT"), len(gdt) - 1)}
+        cs = Segment(code, 0, _FLAT, ATTR_CODE32)
+        ds = Segment(data, 0, _FLAT, ATTR_DATA32)
+        tss = Segment(data + 8, 0, 0x67, ATTR_TSS32_BUSY)
+        gdt = bytes(code) + b"".join(encode_descriptor(segment) for segment in (cs, ds, tss))
+        changes: dict[str, Any] = dict.fromkeys(("ds", "es", "fs", "gs", "ss"), ds)
+        changes |= {"cs": cs, "tr": tss, "gdt": Table(self.put(gdt, "GDT"), len(gdt) - 1)}
         return changes
 
     def __str__(self) -> str:

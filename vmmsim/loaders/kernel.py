@@ -14,7 +14,8 @@ from .elf import MAGIC as ELF_MAGIC
 from .image import BootMemory, BootModule, E820Like, LoadedImage
 from .linux import is_bzimage, load_linux
 from .multiboot import find_header, load_multiboot
-from .pvh import load_pvh, pvh_entry
+from .near_miss import multiboot_near_miss, pvh_near_miss
+from .pvh import load_pvh, note_segments, pvh_entry
 
 __all__ = ["kernel_format", "load_kernel", "split_modules"]
 
@@ -45,7 +46,13 @@ def kernel_format(data: bytes, *, name: str = "image") -> str:
     if any(data[at : at + 4] == _MULTIBOOT2 for at in range(0, min(len(data), 32768), 8)):
         raise ImageError(
             f"{name} is a Multiboot 2 kernel, and vmmsim loads Multiboot 1",
-            hint="build it with a Multiboot 1 header too (magic 0x1BADB002), or boot it from a disk by GRUB",
+            hint="build it with a Multiboot 1 header too (magic 0x1BADB002)",
+        )
+    why = multiboot_near_miss(data) or next(filter(None, map(pvh_near_miss, note_segments(data))), "")
+    if why:
+        raise ImageError(
+            f"{name} is no kernel that can be booted: {why}",
+            hint="check the linker script, or what makes the header",
         )
     if data.startswith(ELF_MAGIC):
         raise ImageError(

@@ -90,7 +90,7 @@ def read_header(data: bytes, *, name: str) -> SetupHeader:
     if len(data) >= 0x208 and version < _OLDEST:
         raise ImageError(
             f"{name} has boot protocol {version >> 8}.{version & 0xFF:02}, and vmmsim needs 2.06 or later",
-            hint="take a kernel from 2.6.22 on, or boot it from a disk",
+            hint="take a kernel from 2.6.22 on; this one starts with 16-bit code and needs a BIOS",
         )
     end = min(_MAGIC_AT + data[0x201], _HEADER_LIMIT)
     if len(data) < max(end, _HEADER_END_206):
@@ -116,7 +116,10 @@ def read_header(data: bytes, *, name: str) -> SetupHeader:
         init_size=field(0x260, 4) if version >= 0x20A else 0,
     )
     if not header.loadflags & _LOADED_HIGH:
-        raise ImageError(f"{name} is a zImage, loaded below 1 MiB", hint="build a bzImage")
+        raise ImageError(
+            f"{name} is a zImage, loaded below 1 MiB by its 16-bit setup and a BIOS, which vmmsim has not",
+            hint="build a bzImage",
+        )
     if not header.system_size:
         raise ImageError(f"{name} is damaged: it has no protected-mode part", hint="copy it again")
     # syssize counts in 16 bytes, so the last of them need not be whole (memtest86+'s are not).
@@ -171,7 +174,7 @@ def load_linux(
     return LoadedImage(
         name=name,
         # The preset l64 already has the protocol's selectors and maps the first 4 GiB.
-        state_changes={} if header.entry64 else memory.flat32(),
+        state_changes={} if header.entry64 else memory.flat32(code=0x10, data=0x18),
         segments=memory.segments,
         entry=load_at + (_ENTRY64 if header.entry64 else 0),
         mode="l64" if header.entry64 else "p32",

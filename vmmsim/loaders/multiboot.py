@@ -18,12 +18,13 @@ from .elf import MAGIC as ELF_MAGIC
 from .elf import load_elf
 from .image import BootMemory, BootModule, ImageSegment, LoadedImage, c_string
 
-__all__ = ["BOOT_MAGIC", "HEADER_MAGIC", "Header", "find_header", "load_multiboot"]
+__all__ = ["BOOT_MAGIC", "HEADER_MAGIC", "SEARCHED", "Header", "find_header", "load_multiboot"]
 
 HEADER_MAGIC = 0x1BADB002
 BOOT_MAGIC = 0x2BADB002
 
-_SEARCHED = 8192
+#: Bytes of the file in which the header must be (section 3.1).
+SEARCHED = 8192
 #: Bits of the header's flags. Of bits 0-15 an unknown one must be refused (section 3.1.2).
 _PAGE_ALIGN = 1 << 0
 _MEMORY_INFO = 1 << 1
@@ -54,7 +55,7 @@ class Header(msgspec.Struct, frozen=True):
 
 def find_header(data: bytes) -> Header | None:
     """The first header in the first 8192 bytes, aligned to 4 bytes and with the right sum."""
-    end = min(len(data), _SEARCHED)
+    end = min(len(data), SEARCHED)
     magic = HEADER_MAGIC.to_bytes(4, "little")
     at = data.find(magic, 0, end)
     while at >= 0:
@@ -94,7 +95,7 @@ def load_multiboot(
         memory.claim(segment)
     behind = max(_MIB1, *(segment.end for segment in image.segments))
     image.registers = {"rax": BOOT_MAGIC, "rbx": _put_info(memory, append, modules, behind, text_mode)}
-    image.state_changes = memory.flat32()
+    image.state_changes = memory.flat32(code=0x08, data=0x10)
     image.segments = memory.segments
     return image
 
@@ -126,7 +127,7 @@ def _by_elf(data: bytes, name: str) -> LoadedImage:
             f"{name} is an ELF64 file, and Multiboot enters 32-bit code of an ELF32",
             hint="objcopy -O elf32-i386, or give addresses in the header (bit 16 of its flags)",
         )
-    return load_elf(data, name=name, mode="p32")
+    return load_elf(data, name=name, mode="p32", bare=False)
 
 
 def _by_addresses(data: bytes, name: str, at: int) -> LoadedImage:

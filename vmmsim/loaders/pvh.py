@@ -9,14 +9,14 @@ of hvm_start_info in EBX.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ..errors import ImageError
 from ..memory import PAGE_SIZE
 from .elf import MAGIC, load_elf
 from .image import BootMemory, BootModule, LoadedImage, c_string
 
-__all__ = ["START_MAGIC", "load_pvh", "pvh_entry"]
+__all__ = ["START_MAGIC", "load_pvh", "note_segments", "pvh_entry"]
 
 START_MAGIC = 0x336EC578
 _VERSION = 1
@@ -37,14 +37,23 @@ def pvh_entry(data: bytes) -> int | None:
 
     What cannot be read, in a truncated file for one, is no note.
     """
+    for notes in note_segments(data):
+        entry = _in_notes(notes)
+        if entry is not None:
+            return entry
+    return None
+
+
+def note_segments(data: bytes) -> Iterator[bytes]:
+    """The first 64 KiB of each PT_NOTE segment of an ELF file for x86; none of what cannot be read."""
     if data[:4] != MAGIC or data[4:5] not in (b"\1", b"\2"):
-        return None
+        return
     wide = data[4] == 2
     try:
         table = struct.unpack_from("<Q" if wide else "<I", data, 0x20 if wide else 0x1C)[0]
         entry_size, count = struct.unpack_from("<HH", data, 0x36 if wide else 0x2A)
         if entry_size < (56 if wide else 32):
-            return None
+            return
         for number in range(count):
             at = table + number * entry_size
             if struct.unpack_from("<I", data, at)[0] != _PT_NOTE:
@@ -53,12 +62,9 @@ def pvh_entry(data: bytes) -> int | None:
                 offset, size = struct.unpack_from("<Q16xQ", data, at + 8)
             else:
                 offset, size = struct.unpack_from("<I8xI", data, at + 4)
-            entry = _in_notes(data[offset : offset + min(size, _NOTES_READ)])
-            if entry is not None:
-                return entry
+            yield data[offset : offset + min(size, _NOTES_READ)]
     except (struct.error, OverflowError):
-        return None
-    return None
+        return
 
 
 def _in_notes(notes: bytes) -> int | None:
@@ -95,7 +101,7 @@ def load_pvh(
             f"{name} has no PVH note (XEN_ELFNOTE_PHYS32_ENTRY)",
             hint="build Linux with CONFIG_PVH=y, or give its bzImage",
         )
-    image = load_elf(data, name=name, mode="p32", entry=entry)
+    image = load_elf(data, name=name, mode="p32", entry=entry, bare=False)
     if not any(segment.gpa <= entry < segment.end for segment in image.segments) or entry >= _GIB4:
         raise ImageError(
             f"{name} is damaged: its PVH note names {entry:#x}, where nothing is loaded",
@@ -122,7 +128,7 @@ def load_pvh(
         0,
     )
     image.registers = {"rbx": memory.put(info, "hvm_start_info")}
-    image.state_changes = memory.flat32()
+    image.state_changes = memory.flat32(code=0x08, data=0x10)
     image.segments = memory.segments
     return image
 
