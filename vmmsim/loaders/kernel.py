@@ -52,7 +52,7 @@ def kernel_format(data: bytes, *, name: str = "image") -> str:
     if why:
         raise ImageError(
             f"{name} is no kernel that can be booted: {why}",
-            hint="check the linker script, or what makes the header",
+            hint="check the linker script, or what makes it (Linux: CONFIG_PVH=y)",
         )
     if data.startswith(ELF_MAGIC):
         raise ImageError(
