@@ -96,10 +96,25 @@ class CodeReader:
         engine = self._engine(_BITS[state.mode])
         if engine is None:
             return []
-        found = []
-        for insn in engine.disasm(self.read(state, linear, size), linear, count):
-            text = f"{insn.mnemonic} {insn.op_str}".strip()
-            found.append(Insn(insn.address, bytes(insn.bytes), text, "[" in insn.op_str))
+        bits = _BITS[state.mode]
+        data = self.read(state, linear, size)
+        found: list[Insn] = []
+        at = 0
+        while at < len(data) and (not count or len(found) < count):
+            left = count - len(found) if count else 0
+            for insn in engine.disasm(data[at:], linear + at, left):
+                whole = _long_jump(data[at:], insn, bits)
+                if whole is not None:
+                    found.append(whole)
+                    break
+                text = f"{insn.mnemonic} {insn.op_str}".strip()
+                if insn.mnemonic == "movsd" and _repne(insn.bytes):
+                    text = f"repne {text}"
+                found.append(Insn(insn.address, bytes(insn.bytes), text, "[" in insn.op_str))
+                at += insn.size
+            else:
+                break
+            at += len(whole.code)
         return found
 
     def store(self, state: CpuState, insn: Insn) -> tuple[int, int, int] | None:
@@ -141,6 +156,29 @@ class CodeReader:
                 modes = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}
                 self._engines[bits] = capstone.Cs(capstone.CS_ARCH_X86, modes[bits])
         return self._engines[bits]
+
+
+#: Legacy prefixes and REX: what may stand before a string instruction's opcode.
+_PREFIXES = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3" + bytes(range(0x40, 0x50)))
+
+
+def _repne(code: bytes) -> bool:
+    """Whether this is MOVSD, the string instruction (A5h), with F2h, which capstone 5.0 does not show: by
+    that name it knows SSE2's, where F2h is a part of the opcode."""
+    return code[-1] == 0xA5 and 0xF2 in code[:-1] and _PREFIXES.issuperset(code[:-1])
+
+
+def _long_jump(data: bytes, insn: Any, bits: int) -> Insn | None:
+    """JO and JNO with an operand-size prefix in 64-bit mode: capstone 5.0 takes a displacement of 16 bits
+    for these two of the sixteen. The prefix is ignored there (SDM vol. 2, Jcc). None for others."""
+    code = bytes(insn.bytes)
+    if bits != 64 or insn.mnemonic not in ("jo", "jno") or code[-4:-2] not in (b"\x0f\x80", b"\x0f\x81"):
+        return None
+    code = data[: len(code) + 2]
+    if len(code) != insn.size + 2:
+        return None
+    target = insn.address + len(code) + int.from_bytes(code[-4:], "little", signed=True)
+    return Insn(insn.address, code, f"{insn.mnemonic} {target & (1 << 64) - 1:#x}")
 
 
 def _effective(state: CpuState, end: int, operand: Any, reg_name: Any) -> int:
