@@ -413,3 +413,20 @@ def test_memtest86_finishes_its_first_test_and_finds_no_error() -> None:
         machine.serial.expect(rb"#[1-9]\d*  \[", timeout=30)
         machine.serial.expect(rb"Errors: 0  ", timeout=20)
         assert not any(f"Errors: {digit}".encode() in machine.output.data for digit in "123456789")
+
+
+def test_a_kernel_finds_the_8259as_as_a_bios_leaves_them() -> None:
+    # Multiboot 0.6.96, 3.2: what it does not name is as the BIOS left it (IRQ 0: vector 8, IRQ 8: 70h).
+    kernel = struct.pack("<III", 0x1BADB002, 1 << 16, -(0x1BADB002 + (1 << 16)) & 0xFFFFFFFF)
+    kernel += struct.pack("<IIIII", MIB, MIB, 0, 0, MIB + 32) + b"\xf4" * 16
+    config = pc(clock="exits")
+    with Machine(config, backend="unicorn") as machine:
+        machine.load(boot_kernel(config, kernel, name="kernel"))
+        chips = machine.device_states()["pic"]
+        assert [(c.icw2, c.ready, c.imr) for c in (chips.master, chips.slave)] == [
+            (8, True, 0),
+            (0x70, True, 0),
+        ]
+        assert machine.counts() == {}  # no access of the guest's
+    without = MachineConfig(memory=64 * MIB)
+    assert boot_kernel(without, kernel, name="kernel").port_writes == []

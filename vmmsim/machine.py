@@ -185,6 +185,8 @@ class Machine(TimeTravel):
         image.place(self.memory)
         for gpa, data in wanted.writes:
             self.memory.write(gpa, data)
+        for port, value in image.port_writes:
+            self.ports.write(port, 1, value)
         self.vcpu.set_state(state)
         self.processors.started()
 

@@ -54,6 +54,14 @@ def _e820(config: MachineConfig) -> list[E820Entry]:
     return e820_map(ram, ebda=ebda, bios=bios)
 
 
+#: ICW1 to ICW4 and the masks of both 8259As (data sheet 231468, "Programming the 8259A"), as a PC's BIOS
+#: sets them up: (port, value).
+_PICS_OF_A_BIOS = (
+    (0x20, 0x11), (0xA0, 0x11), (0x21, 0x08), (0xA1, 0x70), (0x21, 0x04), (0xA1, 0x02),
+    (0x21, 0x01), (0xA1, 0x01), (0x21, 0x00), (0xA1, 0x00),
+)  # fmt: skip
+
+
 def pc_tables(config: MachineConfig) -> PcTables:
     """What the firmware of `config`'s machine leaves for a kernel.
 
@@ -120,7 +128,9 @@ def boot_kernel(
 ) -> LoadedImage:
     """The kernel `data` for a machine of `config`, with the tables of `pc_tables`.
 
-    Arguments and errors are those of `vmmsim.loaders.load_kernel`.
+    Arguments and errors are those of `vmmsim.loaders.load_kernel`. A machine with 8259As has them as a BIOS
+    leaves them, which Multiboot promises (Multiboot 0.6.96, 3.2): IRQ 0 to 7 are vectors 08h to 0Fh, IRQ 8
+    to 15 70h to 77h, none is masked.
     """
     tables = pc_tables(config)
     image = load_kernel(
@@ -135,6 +145,8 @@ def boot_kernel(
         path=path,
     )
     image.segments.extend(tables.segments)
+    if "pic" in models.names(config):
+        image.port_writes = list(_PICS_OF_A_BIOS)
     return image
 
 

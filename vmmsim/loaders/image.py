@@ -91,7 +91,8 @@ class LoadedImage(msgspec.Struct):
     `vmmsim.cpu.modes.MODES`), `symbols` maps names to linear addresses, `path` is the file
     it came from or None for bytes. `registers` (general registers, RIP, RFLAGS) and
     `state_changes` (other fields of CpuState) replace what the preset says; `rom` is memory
-    that the image brings along, `warnings` what a person should know of it, as sentences.
+    that the image brings along, `port_writes` what firmware would have written to
+    devices, as (port, byte), `warnings` what a person should know of it, as sentences.
     """
 
     name: str
@@ -103,6 +104,7 @@ class LoadedImage(msgspec.Struct):
     registers: dict[str, int] = msgspec.field(default_factory=dict)
     state_changes: dict[str, Any] = msgspec.field(default_factory=dict)
     rom: list[RomRegion] = msgspec.field(default_factory=list)
+    port_writes: list[tuple[int, int]] = msgspec.field(default_factory=list)
     warnings: list[str] = msgspec.field(default_factory=list)
 
     def enter(self, state: CpuState) -> CpuState:
