@@ -72,14 +72,14 @@ def run(
         errors="replace",
         start_new_session=True,
     )
-    try:
-        said, _ = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        raise Failed(f"not at its end after {seconds:g} s: {' '.join(arguments)}") from None
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    with process:
+        try:
+            said, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            raise Failed(f"not at its end after {seconds:g} s: {' '.join(arguments)}") from None
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     return subprocess.CompletedProcess(process.args, process.returncode, said)
 
 
