@@ -69,6 +69,10 @@ class VcpuFd:
         if self.fd < 0:
             raise UsageError("the vCPU is closed", hint="its VM was closed; make another")
 
+    def _closed(self) -> int:
+        self.check_open()
+        return -1
+
     def _ioctl(self, request: int, argument: Any, what: str) -> int:
         self.check_open()
         try:
@@ -317,7 +321,7 @@ class VcpuFd:
         """Close the descriptor and the page. May be called twice."""
         if self.fd >= 0:
             fd, self.fd = self.fd, -1
-            self.enter = kvm_run.entry(-1)
+            self.enter = self._closed
             for view in (self._registers, self.u16, self.u32, self.u64, self.u8):
                 view.release()
             self._page.close()
