@@ -93,3 +93,15 @@ def test_each_entry_with_a_pattern_has_a_program_and_what_may_differ() -> None:
             assert one.program is not None, id
             assert one.differs or one.ends or one.ignore, id
             assert not one.modes or one.program.mode in one.modes, id
+
+
+@pytest.mark.parametrize("host", ["amd 19h", "AMD", "AMD 25h x", "kvm", "AMD 19", "pvm  AMD 19h", ""])
+@pytest.mark.parametrize("name", ["seen", "same"])
+def test_a_host_that_is_none_is_refused(name: str, host: str) -> None:
+    with pytest.raises(UsageError, match=f"'x' names the host '{host}'"):
+        entry(f'{name} = ["{host}"]')
+
+
+def test_an_entry_is_only_about_kinds_that_it_tells_of() -> None:
+    with pytest.raises(UsageError, match="'x' is only about pvm"):
+        entry('only = ["pvm"]')

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -101,12 +101,27 @@ def capabilities() -> str:
     )
 
 
+_KINDS = {"pvm": "kvm_pvm", "vmx": "VMX", "svm": "SVM"}
 _RIGHT = {
     "kvm": "KVM",
     "unicorn": "Unicorn",
     "both": "both: it is left open, or undefined",
     "neither": "neither",
 }
+
+
+def _hosts(names: Sequence[str]) -> str:
+    """Hosts of divergences.toml in words: `pvm Intel 6` is kvm_pvm on Intel's family 6."""
+    words = []
+    for name in names:
+        kind, _, chip = name.partition(" ") if name.split()[0] in _KINDS else ("", "", name)
+        vendor, _, family = chip.partition(" ")
+        cpu = f"{vendor} family {family}" if family else ""
+        if name == "any":
+            words.append("each KVM")
+        else:
+            words.append(" on ".join(filter(None, (_KINDS.get(kind, ""), cpu))))
+    return ", ".join(words)
 
 
 def divergence_page() -> str:
@@ -117,12 +132,27 @@ def divergence_page() -> str:
         _NOTE.format(source="vmmsim/diff/divergences.toml"),
         "Where the CPUs under vmmsim differ by their nature. A comparison of two runs allows these\n"
         "differences and no others, and each has a test that fails once it is no longer true.\n",
-        _table(("id", "what"), [(f"[{entry.id}](#{entry.id})", entry.title) for entry in entries]),
+        "What is left open or undefined is the host's CPU's: such an entry names the vendor and family\n"
+        "on which it was seen, and there its program must show it. On another CPU the program may agree\n"
+        "with Unicorn; where it differs, the entry explains it by the same rule, and nothing more.\n"
+        "`vmmsim doctor` names your CPU's family. *Each KVM* is what manuals and KVM's sources say of\n"
+        "all; kvm_pvm was run.\n",
+        _table(
+            ("id", "what", "differs on"),
+            [
+                (f"[{entry.id}](#{entry.id})", entry.title, _hosts(entry.only or entry.seen))
+                for entry in entries
+            ],
+        ),
     ]
     for entry in entries:
         rows = [(f"KVM ({kind})", text) for kind, text in entry.kvm.items()]
         rows += [("Unicorn", entry.unicorn), ("architecture", entry.architecture)]
         rows += [("right", _RIGHT[entry.right]), ("source", entry.source)]
+        if entry.seen != ("any",):
+            rows.append(("seen on", _hosts(entry.seen)))
+        if entry.same:
+            rows.append(("no difference seen on", _hosts(entry.same)))
         rows.append(("test", f"`{entry.test}`"))
         if entry.ignore:
             masks = ", ".join(f"`{n}` {'all' if m == -1 else hex(m)}" for n, m in entry.ignore.items())

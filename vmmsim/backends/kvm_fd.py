@@ -17,7 +17,7 @@ from ..cpu.msrs import STATE_MSRS
 from ..cpu.state import CpuState, Events, Registers
 from ..errors import HostError, NotSupported, UsageError
 from . import kvm_abi as abi
-from . import kvm_state
+from . import kvm_run, kvm_state
 
 __all__ = ["BREAKPOINTS", "VcpuFd"]
 
@@ -46,6 +46,8 @@ class VcpuFd:
         self, fd: int, mmap_size: int, *, cpuid: Table, apic: bool, avx_at: int, triple_fault_event: bool
     ) -> None:
         self.fd = fd
+        #: KVM_RUN; see kvm_run.entry.
+        self.enter = kvm_run.entry(fd)
         self._avx_at = avx_at
         self._triple_fault_event = triple_fault_event
         #: What `put_back` was last given, and the ioctls that set it.
@@ -66,6 +68,10 @@ class VcpuFd:
         """Raises UsageError for a vCPU that was closed with its VM."""
         if self.fd < 0:
             raise UsageError("the vCPU is closed", hint="its VM was closed; make another")
+
+    def _closed(self) -> int:
+        self.check_open()
+        return -1
 
     def _ioctl(self, request: int, argument: Any, what: str) -> int:
         self.check_open()
@@ -315,6 +321,7 @@ class VcpuFd:
         """Close the descriptor and the page. May be called twice."""
         if self.fd >= 0:
             fd, self.fd = self.fd, -1
+            self.enter = self._closed
             for view in (self._registers, self.u16, self.u32, self.u64, self.u8):
                 view.release()
             self._page.close()

@@ -20,6 +20,7 @@ from ..cpu.state import CpuState, Segment, Table
 from ..errors import HostError
 from ..exits import Exit, Halt, Refused
 from ..memory import GuestMemory
+from . import host_cpu
 from .base import VmOptions
 
 if TYPE_CHECKING:
@@ -219,6 +220,7 @@ def report(backend: KvmBackend) -> list[tuple[str, str]]:
     return [
         ("kvm device", device_path()),
         ("kvm executes on", backend.provenance),
+        ("kvm CPU", _cpu()),
         ("kvm physical address", f"{backend.gpa_bits} bits"),
         ("kvm vCPUs", f"up to {backend.max_vcpus}"),
         ("kvm keeps", ", ".join(names)),
@@ -227,6 +229,12 @@ def report(backend: KvmBackend) -> list[tuple[str, str]]:
         ("kvm interrupts", _interrupts(backend, findings.refuses)),
         ("kvm MSRs", "can be the machine's" if backend.gives_msrs else "are all KVM's: Linux 5.10 has this"),
     ]
+
+
+def _cpu() -> str:
+    """The host's, by which entries of divergences.toml go."""
+    family = host_cpu.chip().replace(" ", " family ")
+    return f"{family or 'unknown'} ({host_cpu.model_name() or 'the host does not say'})"
 
 
 def _interrupts(backend: KvmBackend, refuses: tuple[str, ...]) -> str:

@@ -2,8 +2,7 @@
 
 The loop reads struct kvm_run through memoryviews of 1, 2, 4 and 8 bytes and makes no
 object for an exit. The indices below are offsets of `kvm_abi.Run` over the view's width.
-ioctl is called with two arguments: given a third, `fcntl.ioctl` first tries it as a
-buffer, twice, at the price of a tenth of the exit.
+How KVM_RUN is called, so that a signal ends it, is in kvm_run.py.
 
 An exit is *taken* once it is dealt with; the loop then writes `_TAKEN` over the page's
 exit reason. So an exit that a KeyboardInterrupt got in front of is still there for the
@@ -16,7 +15,6 @@ comes back with EINTR behind the instruction in flight, and `kvm_pins` does the 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import signal
 import threading
@@ -47,6 +45,7 @@ from . import kvm_exits, kvm_kick, kvm_msrs, ticker
 from .base import AccessHandler, Board, Vcpu, VmOptions, WrappedHandler, unanswered
 from .kvm_fd import BREAKPOINTS, VcpuFd
 from .kvm_pins import Pins
+from .kvm_run import failure
 from .kvm_step import Stepper
 
 if TYPE_CHECKING:
@@ -55,7 +54,6 @@ if TYPE_CHECKING:
 
 __all__ = ["KvmVcpu"]
 
-_RUN = abi.RUN
 _IO, _MMIO = abi.EXIT_IO, abi.EXIT_MMIO
 #: No exit reason of KVM: the exit in the page has been dealt with.
 _TAKEN = 0xFFFF_FFFF
@@ -148,13 +146,14 @@ class KvmVcpu(Vcpu):
             self._settle()
         if self._queue:
             return self._deliver(self._queue.popleft())
-        fd, u32, u64, ioctl, pins = self._cpu.fd, self._u32, self._u64, fcntl.ioctl, self._pins
+        enter, u32, u64, pins = self._cpu.enter, self._u32, self._u64, self._pins
         try:
             self._enter()
             while True:
                 if u32[_REASON] == _TAKEN:
                     try:
-                        ioctl(fd, _RUN)
+                        if enter():
+                            raise failure()
                     except OSError as error:
                         ended = self._interrupted(error)
                         if ended is not None:
@@ -183,7 +182,7 @@ class KvmVcpu(Vcpu):
         self._prepare(max_insns)
         if self._batch:
             self._settle()
-        fd, ioctl, masks, pins = self._cpu.fd, fcntl.ioctl, _MASKS, self._pins
+        enter, masks, pins = self._cpu.enter, _MASKS, self._pins
         u8, u16, u32, u64 = self._u8, self._u16, self._u32, self._u64
         port_read, port_write = handler.port_read, handler.port_write
         mmio_read, mmio_write = handler.mmio_read, handler.mmio_write
@@ -199,7 +198,8 @@ class KvmVcpu(Vcpu):
             while True:
                 if u32[_REASON] == _TAKEN:
                     try:
-                        ioctl(fd, _RUN)
+                        if enter():
+                            raise failure()
                     except OSError as error:
                         ended = self._interrupted(error)
                         if ended is not None:
@@ -493,7 +493,8 @@ class KvmVcpu(Vcpu):
         """
         self._u8[_IMMEDIATE_EXIT] = 1
         try:
-            fcntl.ioctl(self._cpu.fd, _RUN)
+            if self._cpu.enter():
+                raise failure()
         except InterruptedError:
             self._u32[_REASON] = _TAKEN
             self._batch = 0

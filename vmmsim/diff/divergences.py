@@ -46,6 +46,10 @@ GROUPS = {
 }
 
 
+#: A host in `seen` and `same`.
+_HOST = re.compile(r"any|((pvm|vmx|svm) )?[A-Z][A-Za-z]* ([0-9]|[1-9A-F][0-9A-F]+h)|pvm|vmx|svm")
+
+
 class Program(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The least program that shows a divergence: a fuzz case of vmmsim.diff.case, written short.
 
@@ -63,6 +67,12 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     `architecture` what the SDM asks for and `right` who does it: `both` where it is left open or
     undefined, and of KVMs that are not the same the one where it was measured, kvm_pvm. `test` names what
     holds the entry to account: a check of vmmsim.testing, or a test as `tests/file.py::name`.
+
+    `only` are the kinds of KVM that differ, where others do as the architecture says: on those nothing is
+    explained. `seen` are the hosts where the program has shown the difference: a kind of KVM (`pvm`),
+    vendor and family of a CPU (`AMD 19h`), both (`pvm AMD 19h`), or `any`, where each KVM must. There it
+    is asserted. `same` are those where it came out as on Unicorn. Elsewhere it may do either, for what is
+    left open or undefined is so on each CPU: a difference is explained there as well, and by no wider rule.
 
     `ignore` are the bits of CpuState fields that a comparison leaves out, by the names of
     `CpuState.fields` ("rflags", "fpu.fop"); a mask of -1 is the whole field.
@@ -86,6 +96,9 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     right: Literal["kvm", "unicorn", "both", "neither"]
     source: str
     test: str
+    only: tuple[str, ...] = ()
+    seen: tuple[str, ...] = ("any",)
+    same: tuple[str, ...] = ()
     ignore: dict[str, int] = msgspec.field(default_factory=dict)
     program: Program | None = None
     insn: str = ""
@@ -103,11 +116,17 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return "rflags" in self.differs and set(self.differs) <= {"rflags", "end"}
 
     def between(self, provenances: Sequence[str]) -> bool:
-        """Whether it is about these two: a KVM of a kind that `kvm` has, and Unicorn."""
+        """Whether it is about these two: a KVM of a kind that `kvm`, or `only`, has, and Unicorn."""
         kinds = {family: kind for family, _, kind in (p.partition("/") for p in provenances)}
-        return any(f.startswith("unicorn") for f in kinds) and bool(
-            {"any", kinds.get("kvm", "")} & set(self.kvm) and "kvm" in kinds
-        )
+        if "kvm" not in kinds or not any(f.startswith("unicorn") for f in kinds):
+            return False
+        return kinds["kvm"] in self.only if self.only else bool({"any", kinds["kvm"]} & set(self.kvm))
+
+    def shown_on(self, provenance: str, chip: str) -> bool:
+        """Whether the program must show it on the KVM `provenance` (`kvm/pvm`) of a host with the CPU
+        `chip` (`AMD 19h`; see backends.host_cpu)."""
+        kind = provenance.partition("/")[2]
+        return bool({"any", kind, chip, f"{kind} {chip}"} & set(self.seen))
 
     def names(self, insn: str, mode: str, code: bytes) -> bool:
         """Whether `insn` (capstone's text of `code`) in `mode` is one that it is about."""
@@ -215,6 +234,7 @@ def parse(text: str) -> dict[str, Divergence]:
                 f"{FILE}: '{entry.id}' is told for the provenances {sorted(entry.kvm)}",
                 hint="kvm has some of any, pvm, vmx and svm",
             )
+        _check_hosts(entry)
         try:
             for text in (entry.insn, entry.code, entry.then, entry.ended, *entry.ends.values()):
                 re.compile(text)
@@ -224,6 +244,20 @@ def parse(text: str) -> dict[str, Divergence]:
             ) from error
         found[entry.id] = entry
     return found
+
+
+def _check_hosts(entry: Divergence) -> None:
+    for host in (*entry.seen, *entry.same):
+        if not _HOST.fullmatch(host):
+            raise UsageError(
+                f"{FILE}: '{entry.id}' names the host '{host}'",
+                hint="a host is any, a kind of KVM, vendor and family as AMD 19h, or both: pvm AMD 19h",
+            )
+    if not set(entry.only) <= set(entry.kvm) - {"any"}:
+        raise UsageError(
+            f"{FILE}: '{entry.id}' is only about {', '.join(entry.only)}, and kvm does not tell of each",
+            hint="only has kinds of KVM that kvm has a text for",
+        )
 
 
 @cache

@@ -97,6 +97,8 @@ def explain(scene: Scene) -> tuple[Explanation, ...]:
     for entry in divergences().values():
         if entry.on(scene.provenances[0]) == entry.on(scene.provenances[1]):
             continue
+        if entry.only and not any(entry.applies_to(p, *entry.only) for p in scene.provenances):
+            continue
         if masked := _masked(entry, scene.fields):
             found.append((0, Explanation(entry.id, entry.title, f"it leaves out {masked}")))
         elif insn := _named(entry, scene.insns):

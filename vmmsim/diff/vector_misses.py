@@ -16,7 +16,7 @@ from .vector_run import Miss
 __all__ = ["REASONS", "WRAP", "Reason", "reason_of"]
 
 _PREFIXES = frozenset(b"\x26\x2e\x36\x3e\xf0\xf2\xf3")
-_OF = 0x800
+_CF, _AF, _OF = 0x001, 0x010, 0x800
 #: The reason of a miss that goes away when the first 64 KiB are there once more at 1 MiB.
 WRAP = "a20"
 
@@ -31,12 +31,17 @@ class Reason(msgspec.Struct, frozen=True):
     on: str = ""
 
 
-def _code(miss: Miss) -> tuple[frozenset[int], int, int]:
-    """Prefixes, opcode, and the byte behind it (-1 for none)."""
-    code = miss.vector.code
+def _opcode_at(code: bytes) -> int:
     at = 0
     while at < len(code) - 1 and code[at] in _PREFIXES:
         at += 1
+    return at
+
+
+def _code(miss: Miss) -> tuple[frozenset[int], int, int]:
+    """Prefixes, opcode, and the byte behind it (-1 for none)."""
+    code = miss.vector.code
+    at = _opcode_at(code)
     return frozenset(code[:at]), code[at], code[at + 1] if at + 1 < len(code) else -1
 
 
@@ -66,8 +71,30 @@ def _only_flags(mask: int) -> Callable[[Miss], bool]:
     return fits
 
 
+def _count(miss: Miss) -> int:
+    """By how many bits a shift or rotate of C0, C1, D2 and D3 goes; 0 for another instruction."""
+    code = miss.vector.code
+    _, opcode, modrm = _code(miss)
+    if opcode in (0xD2, 0xD3):
+        return miss.vector.init.regs["cx"] & 0x1F
+    if opcode in (0xC0, 0xC1):
+        mod, rm = modrm >> 6, modrm & 7
+        displacement = 0 if mod == 3 else 2 if mod == 2 or (mod == 0 and rm == 6) else mod
+        at = _opcode_at(code) + 2 + displacement
+        return code[at] & 0x1F if at < len(code) else 0
+    return 0
+
+
 def _rotated(miss: Miss) -> bool:
-    return _opcodes(0xC0, 0xC1, 0xD2, 0xD3)(miss) and _reg(miss) in (2, 3) and _only_flags(_OF)(miss)
+    return _count(miss) > 1 and _reg(miss) < 4 and _only_flags(_OF)(miss)
+
+
+def _shifted(miss: Miss) -> bool:
+    """AF, and OF for a count above 1; CF of SHL and SHR for one not below the operand's size (SDM vol. 2)."""
+    count, reg = _count(miss), _reg(miss)
+    size = 8 if _opcodes(0xC0, 0xD2)(miss) else 16
+    undefined = _AF | (_OF if count > 1 else 0) | (_CF if count >= size and reg != 7 else 0)
+    return count > 0 and reg > 3 and _only_flags(undefined)(miss)
 
 
 def _locked(miss: Miss) -> bool:
@@ -84,11 +111,20 @@ def _too_long(miss: Miss) -> bool:
     return _recorded(13)(miss) and len(miss.vector.code) - 1 > 10
 
 
+_STRINGS = (*range(0x6C, 0x70), *range(0xA4, 0xA8), *range(0xAA, 0xB0))
+
+
 def _limits_then(miss: Miss) -> bool:
-    """#GP where it is #SS today, so that another handler runs; or INSW and OUTSW, which moved before."""
+    """#GP where it is #SS today, so that another handler runs; or a string instruction, of which an 80286
+    had moved SI, DI or CX when it faulted. Today they stay where the iteration began (SDM vol. 2, REP)."""
     names = {name for name, _, _ in miss.registers}
-    moved = _opcodes(0x6D, 0x6F)(miss) and names in ({"di"}, {"si"})
-    return _recorded(13)(miss) and not (miss.memory or miss.end) and (moved or names == {"cs", "ip"})
+    moved = {"si", "di", "cx"} if _opcodes(*_STRINGS)(miss) else set()
+    return _recorded(13)(miss) and not (miss.memory or miss.end) and _handled(names - moved)
+
+
+def _handled(names: set[str]) -> bool:
+    """Nothing, or another handler, differs."""
+    return not names or names == {"cs", "ip"}
 
 
 def _far_return_wraps(miss: Miss) -> bool:
@@ -163,12 +199,13 @@ REASONS: tuple[Reason, ...] = (
     Reason("8086-flags-image", "bits 12 to 15 of FLAGS are stored as 1", _images, _OLD),
     Reason("8086-divide", "#DE, its return address and IDIV of the smallest", _divided, _OLD),
     Reason("test-alias", "F6 /1 and F7 /1 are TEST; Unicorn has #UD", _test_alias, on="unicorn"),
-    Reason("flags-of-rotates", "OF of RCL and RCR by more than 1 is undefined", _rotated),
+    Reason("flags-of-rotates", "OF of a rotate by more than 1 is undefined", _rotated),
+    Reason("flags-of-shifts", "AF of a shift, OF by more than 1, CF by all bits: undefined", _shifted),
     Reason("aam-and-aad", "flags of AAM and AAD from another result", _adjusted, on="kvm"),
     Reason("80286-lock", "#UD: LOCK is for stores of some instructions only, since the 80386", _locked),
     Reason("retf-stack-wrap", "far RET does not wrap at the stack's end", _far_return_wraps, on="unicorn"),
     Reason("80286-length", "#GP for more than 10 bytes; since the 80386 for more than 15", _too_long, _NEW),
-    Reason("80286-limits", "#GP for the stack too; INSW and OUTSW moved DI or SI", _limits_then, _NEW, "kvm"),
+    Reason("80286-limits", "#GP for the stack too; strings moved first", _limits_then, _NEW, "kvm"),
     Reason("segment-limits", "a word at offset FFFFh is over the limit", _recorded(12, 13), _NEW, "unicorn"),
     Reason("reserved-forms", "a form without a meaning, which was #UD, is executed", _recorded(6), _NEW),
 )  # fmt: skip
