@@ -9,7 +9,6 @@ begins with a host page, and what lies between its end and that of its last host
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import mmap
@@ -22,6 +21,7 @@ from typing import Any
 
 from ..errors import HostError
 from ..memory import PAGE_SIZE, Region, format_size
+from ..streams.host import temporary_error
 
 __all__ = [
     "MOST_HOST_PAGE",
@@ -145,16 +145,10 @@ def memory_file(size: int) -> int:
 
 def no_room(error: OSError) -> HostError:
     """What to say when a memory file cannot be made or written."""
-    reason = error.strerror or str(error)
     if hasattr(os, "memfd_create"):
+        reason = error.strerror or str(error)
         return HostError(f"the host has no memory for a snapshot: {reason}", hint="free some memory")
-    folder = "the folder for temporary files"
-    with contextlib.suppress(OSError):
-        folder = f"'{tempfile.gettempdir()}'"
-    return HostError(
-        f"a snapshot's pages cannot be kept in {folder}: {reason}",
-        hint="let TMPDIR be a folder that can be written to, with room for the guest's memory",
-    )
+    return temporary_error("a snapshot's pages", error)
 
 
 def touched(region: Region) -> Iterator[tuple[int, int]]:
