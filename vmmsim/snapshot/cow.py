@@ -153,10 +153,12 @@ def image_of(memory: GuestMemory) -> MemoryImage:
             gpa = region.gpa + start
             with memoryview(region.buffer) as whole, whole[start : start + length] as view:
                 runs += [Run(gpa + at, n, view[at : at + n]) for at, n, full in filled(view) if full]
-    backing, image = _one_file(regions, runs)
-    for run in runs:
-        assert run.buffer is not None
-        run.buffer.release()
+    try:
+        backing, image = _one_file(regions, runs)
+    finally:
+        for run in runs:  # or the memory could never be closed
+            assert run.buffer is not None
+            run.buffer.release()
     backing.map_under(memory)
     memory.base = image
     return image
