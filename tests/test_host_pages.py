@@ -42,14 +42,19 @@ from vmmsim.streams import BytesSource
 
 RULES = Path(__file__).resolve().parent.parent / "tools" / "hosts" / "page_rules"
 SIZES = (16 << 10, 64 << 10)
-has_rules = sys.platform == "linux" and os.sysconf("SC_PAGE_SIZE") == PAGE_SIZE
-pytestmark = pytest.mark.skipif(not has_rules, reason="needs Linux with pages of 4 KiB")
-#: Not over the first test's fixture: hypothesis makes many examples in one call.
-sizes = pytest.mark.parametrize("size", [PAGE_SIZE, *SIZES], ids=lambda size: f"{size >> 10}K")
+#: Where this host can be taken for one with other pages.
+HAS_RULES = sys.platform == "linux" and mmap.PAGESIZE == PAGE_SIZE
+#: Sizes that are tested here: all, or that of this host (of an Apple silicon, say).
+HERE = [PAGE_SIZE, *SIZES] if HAS_RULES else [mmap.PAGESIZE]
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="pages are copied here")
+by_rules = pytest.mark.skipif(not HAS_RULES, reason="needs Linux with pages of 4 KiB")
+sizes = pytest.mark.parametrize("size", HERE, ids=lambda size: f"{size >> 10}K")
 
 
 def host(size: int) -> contextlib.AbstractContextManager[None]:
     """This host, as if its pages had `size` bytes."""
+    if size == mmap.PAGESIZE:
+        return contextlib.nullcontext()
     if str(RULES) not in sys.path:
         sys.path.append(str(RULES))
     from page_rules import rules
@@ -57,7 +62,7 @@ def host(size: int) -> contextlib.AbstractContextManager[None]:
     return rules(size)
 
 
-@pytest.fixture(params=SIZES, ids=lambda size: f"{size >> 10}K")
+@pytest.fixture(params=[size for size in HERE if size != PAGE_SIZE], ids=lambda size: f"{size >> 10}K")
 def page(request: pytest.FixtureRequest) -> Iterator[int]:
     with host(request.param):
         yield request.param
@@ -75,6 +80,7 @@ def address(mapping: mmap.mmap) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(mapping))
 
 
+@by_rules
 def test_every_way_to_ask_says_the_size_of_the_page(page: int) -> None:
     import resource
 
@@ -83,6 +89,7 @@ def test_every_way_to_ask_says_the_size_of_the_page(page: int) -> None:
     assert os.sysconf("SC_PHYS_PAGES") * page < 1 << 45
 
 
+@by_rules
 def test_what_is_not_aligned_is_refused_and_whole_pages_are_laid_over(page: int, tmp_path: Path) -> None:
     mapping = mmap.mmap(-1, 3 * page, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     mapping[:] = b"n" * len(mapping)
@@ -102,6 +109,7 @@ def test_what_is_not_aligned_is_refused_and_whole_pages_are_laid_over(page: int,
     assert mapping[:] == b"n" * page + b"g" * 100 + zeros + b"n" * page
 
 
+@by_rules
 def test_the_page_map_has_an_entry_for_each_page(page: int) -> None:
     memory = GuestMemory()
     region = memory.add(0, 5 * page + PAGE_SIZE)
@@ -114,7 +122,7 @@ def test_the_page_map_has_an_entry_for_each_page(page: int) -> None:
 
 @given(
     size=st.integers(1, 40), at=st.integers(0, 39), length=st.integers(1, 40), offset=st.integers(0, 99),
-    unit=st.sampled_from([1, 4, 16]),
+    unit=st.sampled_from([size // PAGE_SIZE for size in HERE]),
 )  # fmt: skip
 @settings(max_examples=150)
 def test_only_host_pages_that_are_all_of_the_file_are_mapped(
@@ -138,7 +146,7 @@ def test_only_host_pages_that_are_all_of_the_file_are_mapped(
 LAYOUTS = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 3)), min_size=1, max_size=4)
 
 
-@given(data=st.data(), layout=LAYOUTS, size=st.sampled_from([PAGE_SIZE, *SIZES]), limits=st.booleans())
+@given(data=st.data(), layout=LAYOUTS, size=st.sampled_from(HERE), limits=st.booleans())
 @settings(max_examples=25)
 def test_memory_is_the_image_wherever_its_pages_lie_in_their_file(
     data: st.DataObject, layout: list[tuple[int, int]], size: int, limits: bool
@@ -344,6 +352,7 @@ def test_regions_that_touch_are_runs_of_their_own(size: int, tmp_path: Path) -> 
 # -- hosts that cannot be, or that lack something
 
 
+@by_rules
 @pytest.mark.parametrize(("size", "told"), [(12 << 10, 12288), (128 << 10, 131072)])
 def test_on_a_host_with_other_pages_they_are_copied_and_doctor_says_so(size: int, told: int) -> None:
     with host(size):
@@ -366,9 +375,10 @@ def test_snapshot_round_trip() -> None:
 @pytest.fixture
 def no_memfd(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on macOS."""
-    monkeypatch.delattr(os, "memfd_create")
+    monkeypatch.delattr(os, "memfd_create", raising=False)
 
 
+@by_rules
 def test_a_file_on_the_disk_stands_in_for_one_in_memory(no_memfd: None, page: int) -> None:
     fd = host_pages.memory_file(64 << 20)
     try:
@@ -383,6 +393,7 @@ def test_a_file_on_the_disk_stands_in_for_one_in_memory(no_memfd: None, page: in
     test_snapshot_round_trip()
 
 
+@by_rules
 def test_without_a_folder_for_temporary_files_what_needs_one_says_so(
     no_memfd: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,6 +412,7 @@ def test_without_a_folder_for_temporary_files_what_needs_one_says_so(
         assert clone.memory.read(0x103000, 1 << 20) == snapshot.memory.read(0x103000, 1 << 20)
 
 
+@by_rules
 def test_a_disk_that_is_full_is_told_and_the_memory_file_closed(
     no_memfd: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
