@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import mmap
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +32,7 @@ from vmmsim.snapshot.container import load, save
 from vmmsim.snapshot.pack import pack
 from vmmsim.snapshot.values import Snapshot
 
+_HOSTS = Path(__file__).resolve().parent.parent / "tools" / "hosts"
 _MIB = 1 << 20
 _USED = 4 * _MIB
 _CODE = 0x8000
@@ -102,21 +106,21 @@ def _most(
 @contextlib.contextmanager
 def _restoring(
     opened: Backend, used: int
-) -> Iterator[tuple[Machine, Callable[[int], float], Callable[[], float]]]:
-    """A machine of 64 MiB with a snapshot. Seconds to go back to it after the guest has run and stored to
-    some pages, and seconds to copy 64 MiB."""
+) -> Iterator[tuple[Machine, Callable[..., float], Callable[[], float]]]:
+    """A machine of 64 MiB with a snapshot. Seconds to go back to it, or to another of the same moment, after
+    the guest has run and stored to some pages; and seconds to copy 64 MiB."""
     size = 64 * _MIB
     source, target = bytes(size), mmap.mmap(-1, size)
     with _machine(opened, size, used=used) as machine:
         machine.load(load_flat(_STORE_TO_PAGES, name="benchmark", load_address=_CODE, mode="p32"))
         snapshot = machine.snapshot()
 
-        def back(pages: int) -> float:
+        def back(pages: int, to: Snapshot = snapshot) -> float:
             registers = machine.vcpu.registers()
             registers.rcx = pages
             machine.vcpu.set_registers(registers)
             machine.run()
-            return _timed(lambda: machine.restore(snapshot))
+            return _timed(lambda: machine.restore(to))
 
         yield machine, back, lambda: _timed(lambda: target.__setitem__(slice(size), source))
     target.close()
@@ -148,6 +152,51 @@ def _restore(backend: str, quick: bool) -> list[Result]:
             of=f"{of}; {one * 1e6:.0f} us less set_state's {state * 1e6:.0f} us; copying 64 MiB",
         ),
     ]  # fmt: skip
+
+
+def _restore_other_pages(backend: str, quick: bool) -> list[Result]:
+    """The same restore where the host's pages have 16 KiB, under the rules of tools/hosts/pages, against this
+    host as it is; in processes that take turns. The snapshot is in memory, or loaded from a file."""
+    name = f"snapshot_restore_16k_host_{backend}"
+    why = unusable(backend) or (
+        "" if sys.platform == "linux" and mmap.PAGESIZE == 4096 else "needs 4 KiB pages"
+    )
+    if why:
+        return [Result(name=name, unit="us", backend=backend, skipped=why)]
+    rounds, turns = (10, 1) if quick else (100, 5)
+    command = [sys.executable, __file__, "restore", backend, str(rounds)]
+    rules = [sys.executable, str(_HOSTS / "pages"), "--page", "16K"]
+    times: list[list[dict[str, float]]] = [[], []]
+    for _ in range(turns):
+        for side, before in zip(times, ([], rules), strict=True):
+            ran = subprocess.run(before + command, capture_output=True, text=True, timeout=600, check=False)
+            if ran.returncode:
+                reason = ran.stderr.strip().splitlines()[-1]
+                return [Result(name=name, unit="us", backend=backend, skipped=reason)]
+            side.append(json.loads(ran.stdout.splitlines()[-1]))
+    small, large = ({way: median(t[way] for t in side) for way in side[0]} for side in times)
+    return [
+        _most(
+            f"{name}_{way}", large[way] * 1e6, small[way] * 1e6, 3.0, unit="us", backend=backend,
+            of=f"100 pages of 64 MiB; median of {turns} processes of {rounds}; pages of 4 KiB",
+        )
+        for way in small
+    ]  # fmt: skip
+
+
+def _restore_main(backend: str, rounds: int) -> None:
+    opened = open_backend(backend)[0]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _restoring(opened, 62 * _MIB) as (machine, back, _copy),
+    ):
+        path = Path(folder) / "file"
+        save(machine.snapshot(), path)
+        loaded = load(path)
+        back(100, loaded)  # the file is mapped
+        file = median(back(100, loaded) for _ in range(rounds))
+        memory = median(back(100) for _ in range(rounds))
+    print(json.dumps({"memory": memory, "file": file}))
 
 
 def _restore_curve(backend: str, quick: bool) -> list[Result]:
@@ -301,10 +350,6 @@ def _private() -> tuple[int, int]:
 
 def _alive(backend: str, most: int, quick: bool) -> list[Result]:
     """Many clones at once, in a process of their own: its memory is theirs alone."""
-    import json
-    import subprocess
-    import sys
-
     name = f"clones_alive_{backend}"
     why = unusable(backend) or (
         "" if Path("/proc/self/smaps_rollup").exists() else "there is no smaps_rollup"
@@ -313,7 +358,7 @@ def _alive(backend: str, most: int, quick: bool) -> list[Result]:
         return [Result(name=name, unit="bytes", backend=backend, skipped=why)]
     count = most // 50 if quick else most
     ran = subprocess.run(
-        [sys.executable, __file__, backend, str(count)], capture_output=True, text=True, check=False
+        [sys.executable, __file__, "alive", backend, str(count)], capture_output=True, text=True, check=False
     )
     if ran.returncode:
         return [Result(name=name, unit="bytes", backend=backend, skipped=ran.stderr.strip().splitlines()[-1])]
@@ -330,7 +375,6 @@ def _alive(backend: str, most: int, quick: bool) -> list[Result]:
 
 
 def _alive_main(backend: str, count: int) -> None:
-    import json
     import resource
 
     opened = open_backend(backend)[0]
@@ -384,6 +428,8 @@ def _files(quick: bool) -> list[Result]:
 BENCHMARKS: dict[str, Benchmark] = {
     "snapshot_restore_unicorn": partial(_restore, "unicorn"),
     "snapshot_restore_kvm": partial(_restore, "kvm"),
+    "snapshot_restore_16k_host_unicorn": partial(_restore_other_pages, "unicorn"),
+    "snapshot_restore_16k_host_kvm": partial(_restore_other_pages, "kvm"),
     "restore_curve_unicorn": partial(_restore_curve, "unicorn"),
     "restore_curve_kvm": partial(_restore_curve, "kvm"),
     "snapshot_cpu_state_kvm": _cpu_state,
@@ -395,6 +441,5 @@ BENCHMARKS: dict[str, Benchmark] = {
 }
 
 if __name__ == "__main__":
-    import sys
-
-    _alive_main(sys.argv[1], int(sys.argv[2]))
+    main = {"alive": _alive_main, "restore": _restore_main}[sys.argv[1]]
+    main(sys.argv[2], int(sys.argv[3]))

@@ -176,9 +176,9 @@ def test_a_guest_that_keeps_on_storing_moves_while_it_runs(backend_name: str, ot
 
 
 def test_without_a_page_map_pages_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vmmsim.snapshot import cow
+    from vmmsim.snapshot import host_pages
 
-    monkeypatch.setattr(cow, "_page_map", lambda address, size: None)
+    monkeypatch.setattr(host_pages, "_page_map", lambda address, size: None)
     with dirtying("unicorn") as machine:
         there, _ = move(machine, "unicorn", live=True)
         with there:

@@ -11,7 +11,8 @@ from vmmsim.budget import Budget, exits, insns, seconds
 from vmmsim.bus import Device
 from vmmsim.errors import NotSupported, UsageError
 from vmmsim.exits import Halt, MmioRead
-from vmmsim.snapshot.cow import can_map, image_of
+from vmmsim.snapshot.cow import image_of
+from vmmsim.snapshot.host_pages import can_map
 from vmmsim.snapshot.values import Snapshot
 from vmmsim.streams import BytesSource
 from vmmsim.testing.slow import time_limit
@@ -219,7 +220,7 @@ def test_where_host_pages_cannot_be_mapped_they_are_copied(monkeypatch: pytest.M
 
 
 def test_where_there_is_no_page_map_pages_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmmsim.snapshot.cow._page_map", lambda address, size: None)
+    monkeypatch.setattr("vmmsim.snapshot.host_pages._page_map", lambda address, size: None)
     with game("unicorn") as machine:
         machine.snapshot()
         machine.memory.write(0x30000, b"x")

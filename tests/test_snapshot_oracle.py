@@ -19,7 +19,7 @@ from vmmsim.backends import open_backend
 from vmmsim.budget import exits
 from vmmsim.loaders import load_bytes
 from vmmsim.memory import PAGE_SIZE
-from vmmsim.snapshot import cow
+from vmmsim.snapshot import cow, host_pages
 from vmmsim.snapshot.values import Snapshot
 
 #: l: mov [edi], eax; out 0x80, al; jmp l
@@ -120,7 +120,7 @@ def test_the_digest_is_always_that_of_the_snapshot(name: str, engine: str) -> No
 
 @pytest.mark.unicorn
 def test_where_there_is_no_page_map_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cow, "_page_map", lambda address, size: None)
+    monkeypatch.setattr(host_pages, "_page_map", lambda address, size: None)
     examples("unicorn", "no page map", 6)
 
 

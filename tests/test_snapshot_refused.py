@@ -17,7 +17,7 @@ from vmmsim.errors import HostError, NotSupported, UsageError
 from vmmsim.exits import Exit, GuestExit, PortRead
 from vmmsim.loaders import load_bytes
 from vmmsim.snapshot import cow
-from vmmsim.snapshot.cow import can_map
+from vmmsim.snapshot.host_pages import can_map
 from vmmsim.snapshot.values import CpuSnapshot, Snapshot
 from vmmsim.testing.slow import time_limit
 
@@ -256,7 +256,7 @@ def test_a_mapping_that_fails_poisons_the_machine_until_it_is_restored(
         expected = the_rest(machine)
         calls = 0
 
-        def fails(*arguments: Any, real: Any = cow._map) -> None:
+        def fails(*arguments: Any, real: Any = cow.map_over) -> None:
             nonlocal calls
             calls += 1
             if calls == number:
@@ -264,7 +264,7 @@ def test_a_mapping_that_fails_poisons_the_machine_until_it_is_restored(
             real(*arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(cow, "_map", fails)
+            patch.setattr(cow, "map_over", fails)
             with pytest.raises(HostError, match="cannot map"):
                 machine.restore(snapshot)
         poisoned(machine)

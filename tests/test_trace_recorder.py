@@ -14,7 +14,7 @@ from vmmsim.budget import exits, seconds
 from vmmsim.errors import DeviceError
 from vmmsim.exits import Access, Exit, GuestExit, Halt, Shutdown
 from vmmsim.loaders import load_bytes
-from vmmsim.snapshot import cow
+from vmmsim.snapshot import host_pages
 from vmmsim.snapshot.cheat import TimeMachine
 from vmmsim.streams import BytesSource
 from vmmsim.testing.slow import time_limit
@@ -161,7 +161,7 @@ def test_memory_that_changed(way: str, backend_name: str, monkeypatch: pytest.Mo
     Then mov word [0x8fff], 0x4342, over the end of a page, and out; then nothing, and out."""
     code = "b041 a20080 a20280 e680 c706ff8f4243 e680 e680 f4".replace(" ", "")
     if way == "no page map":
-        monkeypatch.setattr(cow, "_page_map", lambda address, size: None)
+        monkeypatch.setattr(host_pages, "_page_map", lambda address, size: None)
     elif way == "no C library":
         monkeypatch.setattr(ctypes, "PyDLL", _no_library)
     with real(code, backend_name) as machine:

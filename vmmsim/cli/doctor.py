@@ -41,6 +41,7 @@ def examine() -> dict[str, Any]:
             "python": hosts.tried_python(),
         },
         "libraries": {name: _version(name) for name in _LIBRARIES},
+        "pages": _pages(),
         "backends": {},
     }
     usable = []
@@ -54,6 +55,14 @@ def examine() -> dict[str, Any]:
         report["backends"][name] = entry
     report["auto"] = usable[0] if usable else None
     return report
+
+
+def _pages() -> dict[str, Any]:
+    """The host's pages: bytes, and whether a snapshot's are mapped or why they are copied."""
+    from ..snapshot.host_pages import host_page, why_copied
+
+    reason = why_copied()
+    return {"size": host_page(), "mapped": not reason, "reason": reason}
 
 
 def _version(name: str) -> str | None:
@@ -112,6 +121,11 @@ def _show(report: dict[str, Any]) -> None:
         need = _needed_for(name)
         note = f"missing (for {need})" if number is None and need else number or "missing"
         out(f"  {name:<16} {note}")
+    pages = report["pages"]
+    size = pages["size"]
+    size = f"{size >> 10} KiB" if size % 1024 == 0 else f"{size} bytes"
+    how = "a snapshot's are mapped" if pages["mapped"] else f"a snapshot's are copied: {pages['reason']}"
+    out(f"  {'host pages':<16} {size}, {how}")
     for name, entry in report["backends"].items():
         out("")
         out(f"{name}: {'usable' if entry['usable'] else 'not usable'}: {entry['reason']}")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import UsageError
+from ..streams.host import unix_path
 
 __all__ = ["DEFAULT_ADDRESS", "listen"]
 
@@ -24,7 +25,7 @@ def listen(address: str, *, remote: bool) -> tuple[socket.socket, str, Path | No
         host, port = listener.getsockname()[:2]
         return listener, f"tcp:{f'[{host}]' if ':' in host else host}:{port}", None
     if kind == "unix" and rest:
-        return _listen_unix(Path(rest)), address, Path(rest)
+        return _listen_unix(Path(unix_path(rest))), address, Path(rest)
     raise UsageError(
         f"'{address}' is no address for a debugger", hint=f"write {DEFAULT_ADDRESS} or unix:PATH"
     )

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tempfile
 from pathlib import Path
 
 import msgspec
@@ -24,6 +23,7 @@ from ..snapshot import container
 from ..snapshot.atomic import replacing
 from ..snapshot.pack import pack, unpack
 from ..snapshot.values import Snapshot
+from ..streams.host import temporary_folder
 
 __all__ = [
     "FORMAT",
@@ -118,8 +118,8 @@ class Recording(msgspec.Struct, kw_only=True):
 def save(recording: Recording, path: str | Path) -> None:
     """Write `recording` to `path`, whole or not at all. Raises HostError."""
     encode = msgspec.json.encode
-    with tempfile.TemporaryDirectory(prefix="vmmsim-record-") as directory:
-        whole, packed = Path(directory, "start"), Path(directory, "packed")
+    with temporary_folder("the begin of a recording") as folder:
+        whole, packed = folder / "start", folder / "packed"
         container.save(recording.snapshot, whole)
         pack(whole, packed, codec="zlib")
         start = packed.read_bytes()
@@ -193,8 +193,8 @@ def _checked(data: bytes, name: str) -> bytes:
 
 
 def _snapshot(packed: bytes, name: str) -> Snapshot:
-    with tempfile.TemporaryDirectory(prefix="vmmsim-record-") as directory:
-        path, whole = Path(directory, "packed"), Path(directory, "start")
+    with temporary_folder("the begin of a recording") as folder:
+        path, whole = folder / "packed", folder / "start"
         path.write_bytes(packed)
         try:
             unpack(path, whole)

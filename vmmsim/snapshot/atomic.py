@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import HostError
+from ..streams.host import flush
 
 __all__ = ["AtomicFile", "replacing"]
 
@@ -57,7 +58,7 @@ def replacing(path: str | Path) -> Iterator[AtomicFile]:
         try:
             try:
                 yield AtomicFile(fd, str(temporary))
-                os.fsync(fd)
+                flush(fd)
             finally:
                 os.close(fd)
             os.replace(temporary, target)
@@ -79,7 +80,7 @@ def _flush_directory(target: Path) -> None:
     try:
         fd = os.open(target.parent, os.O_RDONLY)
         try:
-            os.fsync(fd)
+            flush(fd)
         finally:
             os.close(fd)
     except OSError as error:

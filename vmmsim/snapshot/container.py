@@ -24,20 +24,19 @@ from .format import (
     DATA,
     HEADER_SIZE,
     MOST_MANIFEST,
-    MOST_RUN,
     MOST_RUNS,
-    RUN_SIZE,
     ZERO,
     Header,
     TableRun,
-    aligned,
     damaged,
+    data_place,
     pack_header,
     pack_table,
     parse_header,
     parse_table,
 )
-from .pages import MappedFile, MemoryImage, Run, differences, filled
+from .pages import MappedFile, MemoryImage, Run
+from .plan import Extent, plan, with_blanks
 from .values import Snapshot
 
 __all__ = ["SnapshotFile", "flatten", "load", "open_file", "save", "verify"]
@@ -111,11 +110,12 @@ class SnapshotFile:
     def image(self, parent: MemoryImage | None) -> MemoryImage:
         """Its memory. Raises SnapshotError when table, regions and parent do not fit."""
         own: list[Run] = []
+        begins = {region.gpa for region in self.link.regions}  # regions may touch
         for run in self.table:
             last = own[-1] if own else None
             if run.kind == ZERO:
                 own.append(Run(run.gpa, run.length, None))
-            elif last is not None and last.file is not None and last.end == run.gpa:
+            elif last is not None and last.file and last.end == run.gpa and run.gpa not in begins:
                 own[-1] = self._run(last.gpa, last.length + run.length, last.offset)
             else:
                 own.append(self._run(run.gpa, run.length, run.offset))
@@ -296,11 +296,12 @@ def save(
     )
     if len(manifest) > MOST_MANIFEST:
         raise UsageError(f"a manifest of {len(manifest)} bytes", hint=f"at most {MOST_MANIFEST}")
-    plan = _plan(snapshot.memory, base)
-    if len(plan) > MOST_RUNS:
-        raise UsageError(f"memory in {len(plan)} pieces", hint=f"a file has at most {MOST_RUNS}")
+    extents, unit = plan(snapshot.memory, base)
+    if len(extents) > MOST_RUNS:
+        raise UsageError(f"memory in {len(extents)} pieces", hint=f"a file has at most {MOST_RUNS}")
+    manifest = with_blanks(manifest, snapshot.memory.regions, extents, unit)
     with replacing(path) as file:
-        return _write(file, manifest, plan)
+        return _write(file, manifest, extents)
 
 
 def _keep_ancestors(base: MemoryImage | None, path: str | Path) -> None:
@@ -313,49 +314,12 @@ def _keep_ancestors(base: MemoryImage | None, path: str | Path) -> None:
         base = base.parent
 
 
-_Extent = tuple[int, int, list[memoryview] | None]
-
-
-def _plan(image: MemoryImage, base: MemoryImage | None) -> list[_Extent]:
-    """The runs to write, as (gpa, length, buffers): None for pages that became zero."""
-    plan: list[_Extent] = []
-    if base is None:
-        runs: Iterable[Run] = image.runs()
-    else:
-        runs = (run for gpa, length in differences(image, base) for run in image.pieces(gpa, length))
-    for run in runs:
-        if run.buffer is None:
-            plan.append((run.gpa, run.length, None))
-            continue
-        for at, length, full in filled(run.buffer):
-            if full:
-                _extend(plan, run.gpa + at, run.buffer[at : at + length])
-            elif base is not None:
-                plan.append((run.gpa + at, length, None))
-    return plan
-
-
-def _extend(plan: list[_Extent], gpa: int, view: memoryview) -> None:
-    """Add pages: to the last run, as far as they follow it and it has room."""
-    while view:
-        start, length, buffers = plan[-1] if plan else (0, MOST_RUN, None)
-        if buffers is None or start + length != gpa or length >= MOST_RUN:
-            start, length, buffers = gpa, 0, []
-            plan.append((start, length, buffers))
-        part = view[: MOST_RUN - length]
-        buffers.append(part)
-        plan[-1] = start, length + len(part), buffers
-        gpa, view = gpa + len(part), view[len(part) :]
-
-
-def _write(file: AtomicFile, manifest: bytes, plan: list[_Extent]) -> str:
+def _write(file: AtomicFile, manifest: bytes, extents: list[Extent]) -> str:
     """The pages first and the header last: what is half written has no header."""
-    table_size = len(plan) * RUN_SIZE
-    _, sizes = pack_header(manifest, bytes(table_size), 0)
-    offset = sizes.data_offset
+    begin = offset = data_place(len(manifest), len(extents))
     file.seek(offset)
     table = []
-    for gpa, length, buffers in plan:
+    for gpa, length, buffers in extents:
         if buffers is None:
             table.append(TableRun(gpa, length, 0, ZERO, _NO_HASH))
             continue
@@ -366,10 +330,10 @@ def _write(file: AtomicFile, manifest: bytes, plan: list[_Extent]) -> str:
         table.append(TableRun(gpa, length, offset, DATA, hasher.digest()))
         offset += length
     packed = pack_table(table)
-    head, header = pack_header(manifest, packed, offset - sizes.data_offset)
+    head, header = pack_header(manifest, packed, offset - begin)
     file.seek(HEADER_SIZE)
     file.write(manifest.ljust(header.table_offset - HEADER_SIZE, b"\0"))
-    file.write(packed.ljust(aligned(header.table_offset + table_size, 4096) - header.table_offset, b"\0"))
+    file.write(packed.ljust(begin - header.table_offset, b"\0"))
     file.seek(0)
     file.write(head)
     return header.id

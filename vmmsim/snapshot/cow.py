@@ -6,79 +6,51 @@ own. To go back is to map the file once more: the kernel drops the pages that we
 nothing else. It is exact, whoever stored, needs no dirty log of a backend, and is the same on KVM
 and Unicorn; its cost grows with the pages stored to. Elsewhere pages are compared and copied.
 
+What is mapped is host pages (vmmsim.snapshot.host_pages). Where those are larger than a guest's, the
+odd guest pages at a stretch's ends are copied; where that would be many, the bytes are first brought
+into a file of this process, in which each region begins with a host page.
+
 Which pages were stored to is in Linux's page map (Documentation/admin-guide/mm/pagemap.rst): a page
 of the mapping that is no longer the file's. Where there is none, pages are compared with the file's.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import mmap
 import os
-import re
-import sys
-import tempfile
 from collections.abc import Iterable, Iterator
-from typing import Any
 
-from ..errors import HostError
-from ..memory import PAGE_SIZE, GuestMemory, Region, format_size
-from .pages import MappedFile, MemoryImage, MemoryRegion, Run, filled
+from ..memory import PAGE_SIZE, GuestMemory
+from .host_pages import can_map, fit, map_over, memory_file, no_room, suspects, touched, up
+from .pages import MappedFile, MemoryImage, MemoryRegion, Run, filled, region_of
 
-__all__ = [
-    "Backing",
-    "can_map",
-    "image_of",
-    "map_over",
-    "memory_file",
-    "put_back",
-    "put_back_by_copy",
-    "suspects",
-    "touched",
-]
+__all__ = ["Backing", "image_of", "put_back", "put_back_by_copy"]
 
-_PROT = 3  # PROT_READ | PROT_WRITE
-_MAP_FIXED = 0x10
 #: An image in more pieces than this is first brought into one file: a host has so many mappings a
-#: process (65,530 on Linux), and each costs a system call.
+#: process (65,530 on Linux), and each costs a system call. So is one of which more bytes than that have to
+#: be copied each time.
 _MOST_PIECES = 24
-#: Page map entries, their top byte: present or swapped; and not a page of the file besides.
-_THERE = re.compile(rb"[\x40-\xff]+")
-_OWN_PAGES = re.compile(rb"[\x80-\x9f\xc0-\xdf\x40-\x5f]+")
-_PAGE_MAP_ENTRY = 8
+_MOST_COPIED = 256 << 10
 #: Of a base's pages, the part that may differ before a snapshot gets a base of its own.
 _MOST_CHANGED = 4
 
-#: (gpa, length, descriptor or None for zero pages, offset).
+#: (gpa, length, descriptor or None for zero pages, offset). Whole host pages, but at a region's end.
 _Piece = tuple[int, int, int | None, int]
 
 
-@functools.cache
-def can_map() -> bool:
-    """Whether host pages can be mapped anew where they are."""
-    return os.name == "posix" and _mmap() is not None
-
-
-@functools.cache
-def _mmap() -> Any:
-    try:
-        function = ctypes.CDLL(None, use_errno=True).mmap
-    except (OSError, AttributeError):
-        return None
-    function.restype = ctypes.c_void_p
-    function.argtypes = (
-        ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64,
-    )  # fmt: skip
-    return function
-
-
 class Backing:
-    """Host pages with the bytes of an image, to map guest memory over."""
+    """Host pages with the bytes of an image, to map guest memory over, and `copied`: runs of odd guest pages
+    that share a host page with others."""
 
-    def __init__(self, regions: tuple[MemoryRegion, ...], pieces: Iterable[_Piece], keep: object) -> None:
+    def __init__(
+        self,
+        regions: tuple[MemoryRegion, ...],
+        pieces: Iterable[_Piece],
+        keep: object,
+        copied: Iterable[Run] = (),
+    ) -> None:
         self.regions = regions
         self.pieces = tuple(pieces)
+        self.copied = tuple(copied)
         self._keep = keep  # whose descriptors those are
 
     def map_under(self, memory: GuestMemory) -> None:
@@ -86,68 +58,26 @@ class Backing:
         memory.base = None  # until it is known what lies where
         for region in memory.regions:
             region.anonymous = False
-        regions = {region.gpa: region for region in memory.regions}
-        owner: Region | None = None
-        base = 0
         for gpa, length, fd, offset in self.pieces:
-            if owner is None or not owner.gpa <= gpa < owner.end:
-                owner = regions[max(at for at in regions if at <= gpa)]
-                base = _address(owner)
-            _map(base + gpa - owner.gpa, length, fd, offset)
-
-
-def _address(region: Region) -> int:
-    anchor = ctypes.c_char.from_buffer(region.buffer)
-    address = ctypes.addressof(anchor)
-    del anchor  # or the mapping could never be closed
-    return address
-
-
-def _map(address: int, length: int, fd: int | None, offset: int) -> None:
-    flags = mmap.MAP_PRIVATE | _MAP_FIXED | getattr(mmap, "MAP_NORESERVE", 0)
-    if fd is None:
-        flags |= mmap.MAP_ANONYMOUS
-    done = _mmap()(address, length, _PROT, flags, -1 if fd is None else fd, offset)
-    if done != address:
-        raise HostError(
-            f"the host cannot map {format_size(length)} of guest memory: {os.strerror(ctypes.get_errno())}",
-            hint="see ulimit -v, and /proc/sys/vm/max_map_count on Linux",
-        )
-
-
-def map_over(region: Region, at: int, length: int, fd: int, offset: int) -> None:
-    """Lay a part of a region, whole pages, over a file that has the same bytes. HostError."""
-    _map(_address(region) + at, length, fd, offset)
-
-
-def memory_file(size: int) -> int:
-    """A descriptor of a file in memory, of zeros, that nobody else sees."""
-    if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("vmmsim-snapshot")
-    else:
-        fd, path = tempfile.mkstemp()
-        os.unlink(path)
-    os.ftruncate(fd, size)
-    return fd
+            owner = memory.region_at(gpa)
+            assert owner is not None  # a piece lies in one region
+            map_over(owner, gpa - owner.gpa, length, fd, offset)
+        for run in self.copied:
+            assert run.buffer is not None
+            _store(memory, run.gpa, run.buffer)
 
 
 def _one_file(regions: tuple[MemoryRegion, ...], runs: Iterable[Run]) -> tuple[Backing, MemoryImage]:
-    """All regions in one file, in a row, and the image over it. `runs` ascending, none zero."""
-    size = sum(region.size for region in regions)
-    try:
-        fd = memory_file(size)
-    except OSError as error:
-        raise HostError(f"the host has no memory for a snapshot: {error.strerror}") from error
-    offsets, at = {}, 0
+    """All regions in one file, each at a host page, and the image over it. `runs` ascending, none zero."""
+    offsets, size = {}, 0
     for region in regions:
-        offsets[region.gpa] = at - region.gpa
-        at += region.size
+        offsets[region.gpa] = size - region.gpa
+        size += up(region.size)
+    fd = memory_file(size)
     places = []
     try:
-        starts = sorted(offsets)
         for run in runs:
-            gpa = max(start for start in starts if start <= run.gpa)
-            place = run.gpa + offsets[gpa]
+            place = run.gpa + offsets[region_of(regions, run.gpa).gpa]
             assert run.buffer is not None
             for done in range(0, run.length, 1 << 24):
                 os.pwrite(fd, run.buffer[done : done + (1 << 24)], place + done)
@@ -156,7 +86,7 @@ def _one_file(regions: tuple[MemoryRegion, ...], runs: Iterable[Run]) -> tuple[B
     except BaseException as error:
         os.close(fd)
         if isinstance(error, OSError):
-            raise HostError(f"the host has no memory for a snapshot: {error.strerror}") from error
+            raise no_room(error) from error
         raise
     own = [Run(gpa, n, mapped.view[place : place + n], place, mapped) for gpa, n, place in places]
     image = MemoryImage(regions, own)
@@ -168,16 +98,31 @@ def _one_file(regions: tuple[MemoryRegion, ...], runs: Iterable[Run]) -> tuple[B
 def _backing_of(image: MemoryImage) -> Backing:
     """The host pages of an image without a parent, made when they are first asked for."""
     if image.backing is None:
-        runs = image.runs()
-        if all(run.file is not None for run in runs) and len(runs) <= _MOST_PIECES:
-            pieces: list[_Piece] = [(r.gpa, r.size, None, 0) for r in image.regions]
-            pieces += [(r.gpa, r.length, r.file.fileno(), r.offset) for r in runs if r.file is not None]
-            pieces.sort(key=lambda piece: (piece[0], piece[2] is not None))
-            image.backing = Backing(image.regions, pieces, [run.file for run in runs])
-        else:
-            image.backing = _one_file(image.regions, runs)[0]
+        image.backing = _over_its_files(image) or _one_file(image.regions, image.runs())[0]
     backing: Backing = image.backing
     return backing
+
+
+def _over_its_files(image: MemoryImage) -> Backing | None:
+    """Over the files that the image's pages are in, if that takes few mappings and little copying."""
+    runs = image.runs()
+    if len(runs) > _MOST_PIECES:
+        return None
+    pieces: list[_Piece] = [(r.gpa, r.size, None, 0) for r in image.regions]
+    copied: list[Run] = []
+    for run in runs:
+        if run.file is None:
+            return None
+        region = region_of(image.regions, run.gpa)
+        start, end = fit(region.size, run.gpa - region.gpa, run.length, run.offset)
+        start, end = region.gpa + start, region.gpa + end
+        if start < end:
+            pieces.append((start, end - start, run.file.fileno(), run.offset + start - run.gpa))
+        copied += [run.cut(*ends) for ends in ((run.gpa, start), (end, run.end)) if ends[0] < ends[1]]
+    if sum(run.length for run in copied) > _MOST_COPIED:
+        return None
+    pieces.sort(key=lambda piece: (piece[0], piece[2] is not None))
+    return Backing(image.regions, pieces, [run.file for run in runs], copied)
 
 
 def _regions(memory: GuestMemory) -> tuple[MemoryRegion, ...]:
@@ -208,10 +153,12 @@ def image_of(memory: GuestMemory) -> MemoryImage:
             gpa = region.gpa + start
             with memoryview(region.buffer) as whole, whole[start : start + length] as view:
                 runs += [Run(gpa + at, n, view[at : at + n]) for at, n, full in filled(view) if full]
-    backing, image = _one_file(regions, runs)
-    for run in runs:
-        assert run.buffer is not None
-        run.buffer.release()
+    try:
+        backing, image = _one_file(regions, runs)
+    finally:
+        for run in runs:  # or the memory could never be closed
+            assert run.buffer is not None
+            run.buffer.release()
     backing.map_under(memory)
     memory.base = image
     return image
@@ -225,51 +172,6 @@ def _changed(memory: GuestMemory, base: MemoryImage) -> Iterator[tuple[int, byte
                 page = region.buffer[page_at : page_at + PAGE_SIZE]
                 if page != base.page(region.gpa + page_at):
                     yield region.gpa + page_at, page
-
-
-def touched(region: Region) -> Iterator[tuple[int, int]]:
-    """(offset, length) of the stretches of a region that may have other bytes than zeros."""
-    if region.anonymous:
-        return _stretches(region, _THERE)
-    return iter([(0, region.size)])
-
-
-def suspects(region: Region) -> Iterator[tuple[int, int]]:
-    """(offset, length) of the stretches of a region that may have been stored to since it was mapped
-    over what its memory's `base` has: all of it, where nobody knows."""
-    return _stretches(region, _OWN_PAGES)
-
-
-def _stretches(region: Region, kind: re.Pattern[bytes]) -> Iterator[tuple[int, int]]:
-    """Those of pages of a kind, or all of the region where nobody tells."""
-    entries = _page_map(_address(region), region.size)
-    if entries is None:
-        yield 0, region.size
-        return
-    for match in kind.finditer(entries[_PAGE_MAP_ENTRY - 1 :: _PAGE_MAP_ENTRY]):
-        yield match.start() * PAGE_SIZE, (match.end() - match.start()) * PAGE_SIZE
-
-
-def _page_map(address: int, size: int) -> bytes | None:
-    if sys.platform != "linux" or mmap.PAGESIZE != PAGE_SIZE:
-        return None
-    try:
-        fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        wanted = size // PAGE_SIZE * _PAGE_MAP_ENTRY
-        found = b""
-        while len(found) < wanted:
-            part = os.pread(fd, wanted - len(found), address // PAGE_SIZE * _PAGE_MAP_ENTRY + len(found))
-            if not part:
-                return None
-            found += part
-        return found
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
 
 
 def put_back(memory: GuestMemory, image: MemoryImage) -> None:

@@ -17,10 +17,11 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 
-from ..errors import HostError, UsageError
+from ..errors import UsageError
 from ..memory import PAGE_SIZE, GuestMemory, Region
-from .cow import Backing, can_map, image_of, map_over, memory_file, suspects
-from .pages import ZERO_PAGE, MappedFile, MemoryImage, MemoryRegion, Run, filled
+from .cow import Backing, image_of
+from .host_pages import can_map, map_over, memory_file, no_room, suspects, up
+from .pages import ZERO_PAGE, MappedFile, MemoryImage, MemoryRegion, Run, filled, region_of
 
 __all__ = ["Account", "DirtyPages", "Landing"]
 
@@ -129,16 +130,12 @@ class Landing:
         if not can_map():
             self._buffers = {region.gpa: bytearray(region.size) for region in self.regions}
             return
-        try:
-            fd = memory_file(sum(region.size for region in self.regions))
-        except OSError as error:
-            raise HostError(f"the host has no memory for the guest: {error.strerror}") from error
-        self._file = MappedFile(fd, "")
         self._places = {}
         at = 0
-        for region in self.regions:
+        for region in self.regions:  # each at a host page, to be mapped
             self._places[region.gpa] = at
-            at += region.size
+            at += up(region.size)
+        self._file = MappedFile(memory_file(at), "")
 
     def put(self, pages: Iterable[tuple[int, bytes | memoryview | None]]) -> None:
         """Pages have arrived: (gpa, 4096 bytes, or None for zeros), in memory of the regions."""
@@ -147,7 +144,7 @@ class Landing:
 
     def put_run(self, gpa: int, data: bytes | memoryview) -> None:
         """Whole pages in a row, in memory of one region."""
-        region = self._region(gpa)
+        region = region_of(self.regions, gpa)
         at, count = gpa - region.gpa, len(data) // PAGE_SIZE
         self._filled[region.gpa][at // PAGE_SIZE : at // PAGE_SIZE + count] = b"\1" * count
         if self._file is None:
@@ -156,16 +153,13 @@ class Landing:
         try:
             os.pwrite(self._file.fileno(), data, self._places[region.gpa] + at)
         except OSError as error:
-            raise HostError(f"the host has no memory for the guest: {error.strerror}") from error
+            raise no_room(error) from error
 
     def place(self, gpa: int) -> tuple[int, int]:
         """Where a page is: a descriptor and the offset in it. Only where `can_map()`."""
         assert self._file is not None
-        region = self._region(gpa)
+        region = region_of(self.regions, gpa)
         return self._file.fileno(), self._places[region.gpa] + gpa - region.gpa
-
-    def _region(self, gpa: int) -> MemoryRegion:
-        return next(r for r in self.regions if r.gpa <= gpa < r.end)
 
     def image(self) -> MemoryImage:
         """All that has arrived. No page may come after it."""

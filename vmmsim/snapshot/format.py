@@ -38,6 +38,7 @@ __all__ = [
     "TableRun",
     "aligned",
     "damaged",
+    "data_place",
     "first_line",
     "pack_header",
     "pack_table",
@@ -112,6 +113,11 @@ def aligned(size: int, unit: int) -> int:
     return -(-size // unit) * unit
 
 
+def data_place(manifest_size: int, runs: int) -> int:
+    """Where the pages begin behind a manifest of so many bytes and a table of so many runs."""
+    return aligned(aligned(HEADER_SIZE + manifest_size, _TABLE_ALIGN) + RUN_SIZE * runs, PAGE_SIZE)
+
+
 def first_line(name: str = NAME, version: int = VERSION) -> bytes:
     """The 64 bytes that any version of vmmsim can read."""
     return f"{name} {version} vmmsim/{__version__}".encode()[: LINE_SIZE - 1].ljust(LINE_SIZE - 1) + b"\n"
@@ -145,7 +151,7 @@ def pack_header(
 ) -> tuple[bytes, Header]:
     """The first 256 bytes of the file of these parts, and what they say."""
     table_offset = aligned(HEADER_SIZE + len(manifest), _TABLE_ALIGN)
-    data_offset = aligned(table_offset + len(table), PAGE_SIZE)
+    data_offset = data_place(len(manifest), len(table) // RUN_SIZE)
     hashes = hashlib.sha256(manifest).digest(), hashlib.sha256(table).digest()
     numbers = len(manifest), table_offset, len(table) // RUN_SIZE, data_offset, data_size
     end = data_offset + data_size
@@ -181,7 +187,7 @@ def parse_header(head: bytes, file_size: int) -> Header:
 
 def _check_places(found: Header) -> None:
     table_offset = aligned(found.manifest_end, _TABLE_ALIGN)
-    data_offset = aligned(table_offset + found.table_size, PAGE_SIZE)
+    data_offset = data_place(found.manifest_size, found.runs)
     if (
         found.table_offset != table_offset
         or found.data_offset != data_offset

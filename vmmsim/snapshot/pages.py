@@ -15,6 +15,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import msgspec
@@ -22,7 +23,16 @@ import msgspec
 from ..errors import UsageError
 from ..memory import GPA_LIMIT, PAGE_SIZE
 
-__all__ = ["ZERO_PAGE", "MappedFile", "MemoryImage", "MemoryRegion", "Run", "differences", "filled"]
+__all__ = [
+    "ZERO_PAGE",
+    "MappedFile",
+    "MemoryImage",
+    "MemoryRegion",
+    "Run",
+    "differences",
+    "filled",
+    "region_of",
+]
 
 ZERO_PAGE = bytes(PAGE_SIZE)
 #: Buffers are looked through in pieces of so many bytes: one comparison, if the piece is all zero.
@@ -255,6 +265,14 @@ class MemoryImage:
     def __repr__(self) -> str:
         used = sum(run.length for run in self.runs())
         return f"<MemoryImage {sum(r.size for r in self.regions):#x} bytes, {used:#x} not zero>"
+
+
+def region_of(regions: tuple[MemoryRegion, ...], gpa: int) -> MemoryRegion:
+    """The one of ascending `regions` that has `gpa`, which one of them has."""
+    return regions[bisect_right(regions, gpa, key=_gpa) - 1]
+
+
+_gpa = attrgetter("gpa")
 
 
 def check_regions(regions: tuple[MemoryRegion, ...]) -> None:

@@ -16,6 +16,7 @@ from typing import Literal
 import msgspec
 
 from ..errors import HostError, MigrationError, NotSupported, UsageError
+from ..streams.host import unix_path
 
 __all__ = ["Address", "Listener", "Wire", "connect", "read_key"]
 
@@ -36,7 +37,7 @@ class Address(msgspec.Struct, frozen=True):
     def parse(cls, text: str) -> Address:
         """Raises UsageError."""
         if text.startswith("unix:") and (path := text.removeprefix("unix:").removeprefix("//")):
-            return cls("unix", path)
+            return cls("unix", unix_path(path))
         body = text.removeprefix("tcp://")
         host, colon, port = body.rpartition(":")
         if body == text or not colon or not port.isascii() or not port.isdigit() or len(port) > 5:
@@ -153,7 +154,7 @@ def connect(address: Address, patience: float = 30.0) -> Wire:
     try:
         if address.kind == "tcp":
             return Wire(socket.create_connection((address.host, address.port), timeout=patience), patience)
-        sock = _unix_socket()
+        sock = _unix_socket(address.host)
         try:
             sock.settimeout(patience)
             sock.connect(address.host)
@@ -210,7 +211,7 @@ class Listener:
         return sock
 
     def _listen_unix(self, path: str) -> socket.socket:
-        sock = _unix_socket()
+        sock = _unix_socket(path)
         try:
             _remove_dead(path)
             before = os.umask(0o177)  # nobody but this user may connect
@@ -246,9 +247,11 @@ class Listener:
             self._path = None
 
 
-def _unix_socket() -> socket.socket:
+def _unix_socket(path: str) -> socket.socket:
+    """A socket that can be bound or connected to `path`. NotSupported, UsageError."""
     if not hasattr(socket, "AF_UNIX"):
         raise NotSupported("this system has no Unix sockets", hint="use tcp://127.0.0.1:PORT")
+    unix_path(path)
     return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 
 
@@ -259,7 +262,7 @@ def _remove_dead(path: str) -> None:
             return
     except FileNotFoundError:
         return
-    with _unix_socket() as probe:
+    with _unix_socket(path) as probe:
         try:
             probe.connect(path)
         except ConnectionRefusedError:

@@ -108,8 +108,11 @@ def _command() -> str:
 
 def _keep(load: Workload, sides: tuple[Side, ...], exits: int) -> list[Path]:
     plugin = _plugin()
-    folder = plugin.folder() if plugin is not None else Path(tempfile.mkdtemp(prefix="vmmsim-"))
     kept: list[Path] = []
+    try:
+        folder = plugin.folder() if plugin is not None else Path(tempfile.mkdtemp(prefix="vmmsim-"))
+    except OSError:
+        return kept
     for letter, side in zip("ab", sides, strict=True):
         name = re.sub(r"[^\w.-]+", "-", f"{load.name}-{letter}-{side.backend}")
         # What is kept helps; the report is what matters.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from ..memory import PAGE_SIZE
-from ..snapshot.cow import suspects, touched
+from ..snapshot.host_pages import suspects, touched
 from .records import MemoryChange
 from .rules import MOST_CHANGES
 
