@@ -67,3 +67,9 @@ see() {
 gnu_get() {
     deb_get objdump binutils=2.40-2 binutils-common=2.40-2 binutils-x86-64-linux-gnu=2.40-2 libbinutils=2.40-2
 }
+
+# For packages too large to unpack for one question: the installed one, in this version, or none.
+deb_here() {
+    [ "$(dpkg-query -W -f '${db:Status-Status} ${Version}' "${1%%=*}" 2>/dev/null)" = "installed ${1#*=}" ] ||
+        skip "$1 is not installed"
+}
