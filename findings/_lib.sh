@@ -73,3 +73,9 @@ deb_here() {
     [ "$(dpkg-query -W -f '${db:Status-Status} ${Version}' "${1%%=*}" 2>/dev/null)" = "installed ${1#*=}" ] ||
         skip "$1 is not installed"
 }
+
+# For what belongs to one release of CPython.
+python_is() {
+    python3 -c "import sys; sys.exit(sys.version_info[:2] != tuple(map(int, '$1'.split('.'))))" ||
+        skip "python3 is not CPython $1"
+}
