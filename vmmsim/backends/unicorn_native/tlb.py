@@ -70,7 +70,7 @@ class StoreGuard:
         words[Shared.TLB] = tables - cpu
         words[Shared.PAGE_COUNT] = self._count
         words[Shared.PAGES] = ctypes.addressof(ctypes.c_char.from_buffer(self._notes))
-        _word(pointer).value = thunks.make("fill", thunks.shared)
+        _word(pointer).value = thunks.at["fill"]
         return True
 
     def forget(self) -> None:
