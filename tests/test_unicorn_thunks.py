@@ -9,11 +9,12 @@ import pytest
 pytest.importorskip("unicorn")
 
 from vmmsim.backends.unicorn_native.assembly import BLANKS, Assembly
+from vmmsim.backends.unicorn_native.assembly_aarch64 import ASSEMBLY as AARCH64
 from vmmsim.backends.unicorn_native.assembly_x86_64 import ASSEMBLY as X86_64
 from vmmsim.backends.unicorn_native.thunks import Shared
 from vmmsim.errors import NotSupported
 
-SETS = {"x86_64": X86_64}
+SETS = {"x86_64": X86_64, "aarch64": AARCH64}
 SHARED = {name: value for name, value in vars(Shared).items() if name.isupper()}
 each_set = pytest.mark.parametrize("assembly", SETS.values(), ids=SETS)
 

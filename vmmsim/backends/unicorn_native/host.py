@@ -1,7 +1,7 @@
 """What of the native way depends on the host: which machine code, and how memory becomes executable.
 
-The machine code is for the C calling convention of one architecture and system: x86-64 on Linux and macOS
-(System V ABI). Unicorn's library for Windows exports its public API alone, so there is nothing to call.
+The machine code is for the C calling convention of an architecture: of x86-64 (System V ABI) and of AArch64
+(AAPCS64). Unicorn's library for Windows exports its public API alone, so there is nothing to call.
 """
 
 from __future__ import annotations
@@ -20,11 +20,17 @@ __all__ = ["CodePages", "assembly"]
 
 def assembly() -> Assembly:
     """The thunks of this host. NotSupported where there are none."""
-    if sys.platform == "linux" and sys.maxsize >= 1 << 32 and platform.machine() == "x86_64":
-        from .assembly_x86_64 import ASSEMBLY
+    machine = platform.machine()
+    if sys.platform == "linux" and sys.maxsize >= 1 << 32:
+        if machine == "x86_64":
+            from .assembly_x86_64 import ASSEMBLY
 
-        return ASSEMBLY
-    raise NotSupported("the thunks are for x86-64 Linux")
+            return ASSEMBLY
+        if machine == "aarch64":
+            from .assembly_aarch64 import ASSEMBLY
+
+            return ASSEMBLY
+    raise NotSupported(f"there are no thunks for {machine} on {sys.platform}")
 
 
 class CodePages:
@@ -42,6 +48,8 @@ class CodePages:
         del anchor  # or the mapping could never be closed
         if error := protect(self.address, size, mmap.PROT_READ | mmap.PROT_EXEC):
             raise NotSupported(f"this host gives no executable memory: {os.strerror(error)}")
+        if platform.machine() == "aarch64":
+            _synchronize(self.address, len(code))
 
     def close(self) -> None:
         self._pages.close()
@@ -52,3 +60,16 @@ def protect(address: int, size: int, protection: int) -> int:
     library = ctypes.CDLL(None, use_errno=True)
     library.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     return ctypes.get_errno() if library.mprotect(address, size, protection) else 0
+
+
+def _synchronize(address: int, size: int) -> None:
+    """Have instruction fetches see what was stored, which AArch64's instruction caches do not by themselves:
+    data is cleaned, and instructions invalidated, to the point of unification (Arm ARM DDI 0487, B2.7.4).
+    GCC's runtime does it, in the function that compilers call for __builtin___clear_cache."""
+    try:
+        clear = getattr(ctypes.CDLL("libgcc_s.so.1"), "__clear_cache")
+    except (OSError, AttributeError) as error:
+        raise NotSupported(f"there is no __clear_cache, which new machine code needs: {error}") from error
+    clear.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+    clear.restype = None
+    clear(address, address + size)
