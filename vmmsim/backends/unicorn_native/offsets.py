@@ -159,14 +159,14 @@ def _stop_at_out(uc: Uc) -> None:
 
 
 def _find_cpu(uc: Uc) -> int:
-    """The address of the CPU structure: what a block hook finds in RBP, where TCG keeps it."""
+    """The address of the CPU structure: what a block hook finds where TCG keeps it."""
     from .thunks import Shared, Thunks
 
     thunks = Thunks(_handle(uc), ContextCodec(uc).layout, 0)
     _alive.append(thunks)
     hook = ctypes.c_size_t()
     uclib.uc_hook_add(
-        uc._uch, ctypes.byref(hook), uc_const.UC_HOOK_BLOCK, ctypes.c_void_p(thunks.make("block")),
+        uc._uch, ctypes.byref(hook), uc_const.UC_HOOK_BLOCK, ctypes.c_void_p(thunks.at["block"]),
         ctypes.c_void_p(thunks.shared), ctypes.c_uint64(1), ctypes.c_uint64(0),
     )  # fmt: skip
     thunks.words[Shared.LIMIT] = thunks.words[Shared.END] = 0

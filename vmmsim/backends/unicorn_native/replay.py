@@ -114,14 +114,12 @@ class ReplayCutter(AccessCutter):
     def open(self, uc: Uc) -> None:
         super().open(uc)
         engine, offsets = self._address or 0, engine_offsets()
-        self._thunks = Thunks(engine, self.codec.layout, offsets.recursion)
+        self._thunks = Thunks(engine, self.codec.layout, offsets.recursion, self._make_callbacks())
         self._recursion = _view(ctypes.c_uint32, engine + offsets.recursion)
         self._no_exit = memoryview(ctypes.c_uint8.from_address(engine + offsets.no_exit)).cast("B")
         self._words = self._thunks.words
-        self._start_engine = _START(self._thunks.make("start", self._thunks.shared))
-        self._stop_engine = _STOP(self._thunks.make("stop", self._thunks.shared))
-        self._block_thunk = self._thunks.make("block")
-        self._leave_thunk = self._thunks.make("leave")
+        self._start_engine = _START(self._thunks.at["start"])
+        self._stop_engine = _STOP(self._thunks.at["stop"])
         self._tail_hook: Any = None
         self._watched = False
         self._guard: StoreGuard | None = None
@@ -192,32 +190,41 @@ class ReplayCutter(AccessCutter):
         if watched == self._watched:
             return
         if watched:
-            self._block_hook = self._hook(uc_const.UC_HOOK_BLOCK, self._block_thunk, user=self._thunks.shared)
+            self._block_hook = self._hook_thunk("block", uc_const.UC_HOOK_BLOCK)
         else:
             self._unhook(self._block_hook)
         self._no_exit[0] = not watched
         self._watched = watched
         self._flush()
 
-    def _install(self) -> None:
+    def _make_callbacks(self) -> dict[str, int]:
+        """The Python callbacks of the thunks: their addresses."""
         on_in, on_out, on_read, on_write = self._callbacks()
-        kinds = (
-            ("in", uc_const.UC_HOOK_INSN, on_in, x86_const.UC_X86_INS_IN),
-            ("out", uc_const.UC_HOOK_INSN, on_out, x86_const.UC_X86_INS_OUT),
-            ("read", uc_const.UC_HOOK_MEM_READ_PROT, on_read, None),
-            ("write", uc_const.UC_HOOK_MEM_WRITE_PROT, on_write, None),
-        )
-        for name, kind, callback, insn in kinds:
-            self._keep.append(callback)
-            self._hook(kind, self._thunks.make(name, _pointer(callback)), insn, user=self._thunks.shared)
-        trap = _TRAP(self._on_native_trap)
-        self._keep.append(trap)
-        thunk = self._thunks.make("trap", _pointer(trap))
-        self._hook(uc_const.UC_HOOK_INTR, thunk, user=self._thunks.shared)
+        callbacks = {
+            "in": on_in,
+            "out": on_out,
+            "read": on_read,
+            "write": on_write,
+            "trap": _TRAP(self._on_native_trap),
+            "piece": _PIECE(self._on_piece),
+        }
+        self._keep.extend(callbacks.values())
+        return {name: _pointer(callback) for name, callback in callbacks.items()}
+
+    def _install(self) -> None:
+        for name, kind, insn in (
+            ("in", uc_const.UC_HOOK_INSN, x86_const.UC_X86_INS_IN),
+            ("out", uc_const.UC_HOOK_INSN, x86_const.UC_X86_INS_OUT),
+            ("read", uc_const.UC_HOOK_MEM_READ_PROT, None),
+            ("write", uc_const.UC_HOOK_MEM_WRITE_PROT, None),
+            ("trap", uc_const.UC_HOOK_INTR, None),
+        ):
+            self._hook_thunk(name, kind, insn)
         self._hook(uc_const.UC_HOOK_INSN_INVALID, _INVALID(self._on_invalid))
-        piece = _PIECE(self._on_piece)
-        self._keep.append(piece)
-        self._piece_thunk = self._thunks.make("piece", _pointer(piece))
+
+    def _hook_thunk(self, name: str, kind: int, insn: int | None = None) -> Any:
+        """Install a thunk as a hook."""
+        return self._hook(kind, self._thunks.at[name], insn, user=self._thunks.shared)
 
     def _callbacks(self) -> tuple[Any, Any, Any, Any]:
         """The four callbacks for accesses, in their short form: the first access of an
@@ -302,8 +309,8 @@ class ReplayCutter(AccessCutter):
         """Make a range MMIO, with no rights: so each access is shown whole before it is cut."""
         hole = (ctypes.c_uint64 * 2)(gpa, self._thunks.shared)
         self._keep.append(hole)
-        address = ctypes.addressof(hole)
-        check(uclib.uc_mmio_map(self._handle, gpa, size, self._piece_thunk, address, None, None), "map MMIO")
+        address, piece = ctypes.addressof(hole), self._thunks.at["piece"]
+        check(uclib.uc_mmio_map(self._handle, gpa, size, piece, address, None, None), "map MMIO")
         check(uclib.uc_mem_protect(self._handle, gpa, size, uc_const.UC_PROT_NONE), "protect MMIO")
 
     def _count(self) -> None:
@@ -314,9 +321,7 @@ class ReplayCutter(AccessCutter):
             self._counting = self._traps.hooked = True
             self.glance = self._glances[1]  # type: ignore[method-assign]
             self._words[Shared.DELIVERING] = _ALWAYS
-            self._count_hook = self._hook(
-                uc_const.UC_HOOK_CODE, self._thunks.make("insn"), user=self._thunks.shared
-            )
+            self._count_hook = self._hook_thunk("insn", uc_const.UC_HOOK_CODE)
             self._flush()
 
     def _count_no_more(self) -> None:
@@ -410,7 +415,7 @@ class ReplayCutter(AccessCutter):
             if self._recursion[0] and self._tail_hook is None:
                 # There is no check behind this load: a hook behind it leaves the engine.
                 self._be_watched()
-                self._tail_hook = self._hook(uc_const.UC_HOOK_MEM_READ_AFTER, self._leave_thunk)
+                self._tail_hook = self._hook_thunk("leave", uc_const.UC_HOOK_MEM_READ_AFTER)
             return MASK[size]
         crossing = self._second_page(gpa, False)
         if crossing is not None:

@@ -1,4 +1,4 @@
-"""Machine code between Unicorn and Python, for x86-64 Linux. Beyond the documented API.
+"""Machine code between Unicorn and Python. Beyond the documented API.
 
 What no documented call offers, and what costs next to nothing in machine code:
 
@@ -28,20 +28,29 @@ What no documented call offers, and what costs next to nothing in machine code:
   uc_emu_stop. They take no arguments: ctypes needs longer for those of uc_emu_start than
   for the call.
 
-The code is kept as bytes beside its assembly, in `assembly`.
+Unicorn calls: block, insn (uc, address, size, shared); leave (uc, ...); in (uc, port, size,
+shared); out (uc, port, size, value, shared); read, write (uc, kind, gpa, size, value, shared);
+piece (uc, offset, size, hole), a hole being {address of its start, shared}; trap (uc, vector,
+shared). Translated code itself calls block and insn, and so the register in which TCG keeps the CPU
+structure's address has it there. They call Python as: in (port, size, flags); out (port, size,
+value, flags); read (gpa, size, flags); write (gpa, size, value, flags); piece (gpa, size);
+trap (vector). Python calls start () and stop (). QEMU calls fill (CPUState, address, size, kind,
+table, probe, return address).
+
+There is a set of them for each architecture of hosts (`assembly`, `host`), with the same contracts.
 `native_usable` in `unicorn_native` proves all of it in each process before it is used.
 """
 
 from __future__ import annotations
 
 import ctypes
-import mmap
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from unicorn.unicorn_py3.unicorn import uclib
 
 from ...errors import NotSupported
-from .assembly import CODE, CONSTANTS
+from .host import CodePages, assembly
 
 if TYPE_CHECKING:
     from ..unicorn_probe import Layout
@@ -76,7 +85,7 @@ class Shared:
     LIMIT = 1  #: the block hook looks closer when BYTES has reached this: END, or 0 (see END)
     BLOCKS = 2  #: blocks entered so far
     REASON = 3  #: why a thunk ended the run: 0 it did not, 1 END, 2 INSN_LIMIT, 3 the window
-    ENV = 4  #: address of QEMU's CPU structure (TCG keeps it in RBP)
+    ENV = 4  #: address of QEMU's CPU structure, as TCG has it in a register
     INSNS = 5  #: instructions started, while the insn thunk is installed
     INSN_LIMIT = 6
     WINDOW = 7  #: physical address of the first byte of DATA
@@ -134,15 +143,19 @@ def symbol(name: str) -> int | None:
 
 
 class Thunks:
-    """A page of thunks and the words that they share with Python.
+    """The thunks of one engine and the words that they share with Python.
 
-    `words` is a memoryview of Shared.COUNT unsigned words. Raises NotSupported where the
-    host has no executable memory or the library lacks a symbol.
+    `words` is a memoryview of Shared.COUNT unsigned words, `at` the address of each thunk.
     """
 
-    def __init__(self, engine: int, layout: Layout, recursion: int) -> None:
+    def __init__(
+        self, engine: int, layout: Layout, recursion: int, callbacks: Mapping[str, int] | None = None
+    ) -> None:
         """`engine` is the engine's handle, `layout` tells where things are in the CPU structure,
-        `recursion` is the offset of `size_recur_mem` in uc_struct."""
+        `recursion` is the offset of `size_recur_mem` in uc_struct, `callbacks` has the address of the
+        Python callback of each thunk that has one. NotSupported where there are no thunks for this
+        host, it has no executable memory, or the library lacks a symbol."""
+        host = assembly()
         #: The addresses of what is called of Unicorn's library.
         self.symbols: dict[str, int] = {}
         for slot, name in _SYMBOLS.items():
@@ -150,7 +163,14 @@ class Thunks:
             if address is None:
                 raise NotSupported(f"this build of Unicorn exports no {name}")
             self.symbols[slot] = address
-        self._offsets = {
+        self._words = (ctypes.c_uint64 * Shared.COUNT)()
+        self.shared = ctypes.addressof(self._words)
+        self.words: Any = memoryview(self._words).cast("B").cast("Q")
+        for limit in (Shared.LIMIT, Shared.END, Shared.INSN_LIMIT):
+            self.words[limit] = 1 << 62
+        self.words[Shared.ENGINE], self.words[Shared.START] = engine, self.symbols["START"]
+        values = self.symbols | {
+            "SHARED": self.shared,
             "RIP": layout.registers + 16 * 8,
             "RDI": layout.registers + 7 * 8,
             "ES_BASE": layout.segments + 8,
@@ -166,35 +186,15 @@ class Thunks:
             "EXCEPTION_IS_INT": layout.error_code + 4,
             "RECURSION": recursion,
         }
-        try:
-            self._page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-        except OSError as error:
-            raise NotSupported(f"this host gives no executable memory: {error}") from error
-        anchor = ctypes.c_char.from_buffer(self._page)
-        self._base = ctypes.addressof(anchor)
-        del anchor
-        self._used = 0
-        self._words = (ctypes.c_uint64 * Shared.COUNT)()
-        self.shared = ctypes.addressof(self._words)
-        self.words: Any = memoryview(self._words).cast("B").cast("Q")
-        for limit in (Shared.LIMIT, Shared.END, Shared.INSN_LIMIT):
-            self.words[limit] = 1 << 62
-        self.words[Shared.ENGINE], self.words[Shared.START] = engine, self.symbols["START"]
-
-    def make(self, name: str, callback: int = 0) -> int:
-        """Write the thunk `name` into the page; returns its address."""
-        code = CODE[name]
-        addresses = self.symbols | {"CALLBACK": callback}
-        for size, values in ((8, addresses), (4, self._offsets)):
-            for slot, value in values.items():
-                if slot not in CONSTANTS:  # a value that goes into the words
-                    continue
-                code = code.replace(CONSTANTS[slot].to_bytes(size, "little"), value.to_bytes(size, "little"))
-        at = self._used
-        self._page[at : at + len(code)] = code
-        self._used = at + (len(code) + 15 & ~15)
-        return self._base + at
+        code = bytearray()
+        places = {}
+        for name in host.code:
+            code += bytes(-len(code) % 16)
+            places[name] = len(code)
+            code += host.filled(name, values | {"CALLBACK": (callbacks or {}).get(name, 0)})
+        self._pages = CodePages(bytes(code))
+        self.at = {name: self._pages.address + place for name, place in places.items()}
 
     def close(self) -> None:
-        """Give the page back. The engine must be gone."""
-        self._page.close()
+        """Give the pages back. The engine must be gone."""
+        self._pages.close()

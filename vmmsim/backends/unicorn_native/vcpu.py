@@ -11,8 +11,6 @@ the block after one instruction and clears the flag.
 from __future__ import annotations
 
 import functools
-import platform
-import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -26,6 +24,7 @@ from ...exits import BudgetSpent, Cancelled, Exit, Halt, ReadAccess, Shutdown
 from ..ticker import TICK_SECONDS, hurry, watch
 from ..unicorn_context import context_usable
 from ..unicorn_vcpu import FOREVER, GP
+from .host import assembly, seen_on_hardware
 from .offsets import engine_offsets
 from .replay import DRAIN, INLINE, ONE, ReplayCutter
 from .thunks import FLAG_SPECIAL, Shared
@@ -55,7 +54,7 @@ _MISSES = 3
 
 
 class NativeVcpu(ReplayCutter):
-    """See the module. x86-64 Linux only."""
+    """See the module."""
 
     def __init__(self, vm: UnicornVm) -> None:
         super().__init__(vm)
@@ -433,11 +432,23 @@ class NativeVcpu(ReplayCutter):
 @functools.cache
 def native_usable() -> tuple[bool, str]:
     """(whether the native way can be used here, why). Runs once a process; never raises."""
-    if sys.platform != "linux" or sys.maxsize < 1 << 32 or platform.machine() != "x86_64":
-        return False, "the thunks are for x86-64 Linux"
+    try:
+        assembly()
+    except NotSupported as error:
+        return False, str(error)
     usable, reason = context_usable()
     if not usable:
         return False, reason
+    if not seen_on_hardware():
+        from .trial import in_a_child
+
+        usable, reason = in_a_child(_prove)
+        if not usable:
+            return False, reason
+    return _prove()
+
+
+def _prove() -> tuple[bool, str]:
     try:
         engine_offsets()
     except (NotSupported, UcError) as error:
