@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from vmmsim import Machine, guests
 from vmmsim.budget import exits, insns, seconds
-from vmmsim.errors import NotSupported, SnapshotError, UsageError
+from vmmsim.errors import HostError, NotSupported, SnapshotError, UsageError
 from vmmsim.exits import Access, BudgetSpent, GuestExit, Halt
 from vmmsim.loaders import load_bytes
 from vmmsim.record import (
@@ -60,6 +61,20 @@ def record(
 def through_a_file(recording: Recording, directory: Path) -> Recording:
     save(recording, directory / "run.rec")
     return load(directory / "run.rec")
+
+
+@UNICORN
+def test_without_a_folder_for_temporary_files_a_recording_is_refused_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording = record("hello16", "unicorn")
+    save(recording, tmp_path / "run.rec")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    for act in (lambda: save(recording, tmp_path / "other.rec"), lambda: load(tmp_path / "run.rec")):
+        with pytest.raises(HostError, match="begin of a recording cannot be kept in '.*none'") as caught:
+            act()
+        assert "TMPDIR" in caught.value.hint
+    assert not (tmp_path / "other.rec").exists()
 
 
 @PAIRS

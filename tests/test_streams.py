@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -16,7 +18,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vmmsim.debug.listen import listen
 from vmmsim.errors import HostError, UsageError
+from vmmsim.snapshot.atomic import replacing
+from vmmsim.snapshot.wire import Address, Listener
 from vmmsim.streams import (
     BufferSink,
     BytesSource,
@@ -31,6 +36,7 @@ from vmmsim.streams import (
     StdoutSink,
     TeeSink,
     ThreadSource,
+    host,
     open_port,
     open_source,
 )
@@ -200,6 +206,96 @@ def test_a_descriptor_above_1023_is_read_too(pipe: tuple[int, int]) -> None:
 
     assert FdSource(high).wait() == ord("x")
     os.close(high)
+
+
+@posix
+def test_macos_waits_by_select_below_1024_and_by_poll_above(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+    import resource
+
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] <= 1500:
+        pytest.skip("this process may not have a descriptor of 1500")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    high = fcntl.fcntl(pipe[0], fcntl.F_DUPFD, 1500)
+    assert [host.readable(fd, 0) for fd in (pipe[0], high)] == [False, False]
+    os.write(pipe[1], b"x")
+    assert [host.readable(fd, 5) for fd in (pipe[0], high)] == [True, True]
+    assert host.writable(pipe[1], 5)
+    os.close(high)
+    with pytest.raises(HostError, match="cannot wait for the terminal") as caught:  # as of a device there
+        host.readable(high, 0)
+    assert "below descriptor 1024" in caught.value.hint
+
+
+@posix
+@pytest.mark.parametrize(("system", "most"), [("linux", 107), ("darwin", 103)])
+def test_the_path_of_a_unix_socket_is_measured(
+    system: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", system)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        fits, longer = "x" * most, "ü" + "x" * (most - 1)
+        assert Address.parse(f"unix:{fits}").host == fits
+        for listen_there in (
+            lambda: Address.parse(f"unix:{longer}"),
+            lambda: Listener(Address("unix", longer)),
+            lambda: listen(f"unix:{longer}", remote=False),
+        ):
+            with pytest.raises(UsageError, match=f"at most {most} bytes on this host, and") as caught:
+                listen_there()
+            assert "/tmp/NAME" in caught.value.hint
+        assert os.listdir() == []
+
+
+@posix
+def test_the_limit_of_a_unix_sockets_path_is_the_hosts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    most = next(n for n in range(200, 0, -1) if not refused("x" * n))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("x" * most)
+    with socket.socket(socket.AF_UNIX) as listener, pytest.raises(OSError, match="too long"):
+        listener.bind("x" * (most + 1))
+
+
+def refused(path: str) -> bool:
+    try:
+        return not host.unix_path(path)
+    except UsageError:
+        return True
+
+
+def test_macos_flushes_files_and_folders_to_the_disk_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    flushed: list[tuple[bool, int]] = []
+
+    def full(fd: int, command: int) -> int:
+        flushed.append((stat.S_ISDIR(os.fstat(fd).st_mode), command))
+        return 0
+
+    def no_such_thing(fd: int, command: int) -> int:
+        raise OSError(errno.ENOTSUP, "as on a network's file system")
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", full)
+    with replacing(tmp_path / "file") as file:
+        file.write(b"bytes")
+    assert flushed == [(False, 51), (True, 51)]
+    assert (tmp_path / "file").read_bytes() == b"bytes"
+
+    synced: list[int] = []
+    monkeypatch.setattr(fcntl, "fcntl", no_such_thing)
+    monkeypatch.setattr(os, "fsync", synced.append)
+    with replacing(tmp_path / "file") as file:
+        file.write(b"again")
+    assert len(synced) == 2
 
 
 @posix

@@ -29,14 +29,17 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
+import msgspec  # noqa: E402
 from snapshot_forge import Parts, packed_header  # noqa: E402
 from snapshot_reader import read  # noqa: E402
 
 from vmmsim.errors import SnapshotError  # noqa: E402
 from vmmsim.snapshot.codec import encode  # noqa: E402
-from vmmsim.snapshot.container import load  # noqa: E402
+from vmmsim.snapshot.container import load, save  # noqa: E402
 from vmmsim.snapshot.encode import decode_manifest  # noqa: E402
 from vmmsim.snapshot.pack import pack, unpack  # noqa: E402
+from vmmsim.snapshot.pages import MemoryImage  # noqa: E402
+from vmmsim.snapshot.values import Snapshot  # noqa: E402
 
 GOLDEN = ROOT / "tests" / "golden"
 WHOLE = (GOLDEN / "v1.vsnap").read_bytes()
@@ -223,6 +226,9 @@ class Fuzzer:
         self._good = {
             data: load(GOLDEN / name) for data, name in ((WHOLE, "v1.vsnap"), (CHILD, "v1-child.vsnap"))
         }
+        padded = _padded(self._good[WHOLE], directory / "padded")
+        self._good[padded] = load(directory / "padded")
+        self._bases = (WHOLE, WHOLE, CHILD, padded)
 
     def case(self, seed: int) -> None:
         """One case. AssertionError, or whatever else was raised, for a fault of vmmsim."""
@@ -230,7 +236,7 @@ class Fuzzer:
         if rng.random() < 0.15:
             self._packed_case(rng)
             return
-        base = rng.choice((WHOLE, WHOLE, CHILD))
+        base = rng.choice(self._bases)
         name, mutation = rng.choice(MUTATIONS if rng.random() < 0.6 else MUTATIONS[:1])
         data = mutation(base, rng)
         self._file.write_bytes(data)
@@ -272,6 +278,18 @@ class Fuzzer:
         self.counts["packed: unpacked"] += 1
         assert self._out.read_bytes() == WHOLE
         self._out.unlink()
+
+
+def _padded(snapshot: Snapshot, path: Path) -> bytes:
+    """A file with blanks behind its manifest and zero pages between the others, as hosts with larger pages
+    map them."""
+    pages = {gpa: bytes((gpa >> 12 & 0xFF,)) * 4096 for gpa in range(0x13000, 0x2B000, 4096)}
+    image = MemoryImage.of_pages(snapshot.memory.regions, pages)
+    save(msgspec.structs.replace(snapshot, memory=image), path)
+    data = path.read_bytes()
+    assert Parts(data).manifest.endswith(b" ")
+    assert len(Parts(data).pages) > len(pages) * 4096
+    return data
 
 
 def _told(error: SnapshotError) -> None:
