@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import pytest
 
 pytest.importorskip("unicorn")
 
+from vmmsim.backends.unicorn_native.trial import in_a_child
 from vmmsim.backends.unicorn_native.vcpu import native_usable
 from vmmsim.budget import insns, seconds
 from vmmsim.cpu.modes import setup
@@ -195,3 +197,53 @@ def test_a_host_without_executable_memory_gets_the_portable_engine() -> None:
 
     assert done.stdout.startswith("Halt() b'4\\n' portable "), done.stdout + done.stderr
     assert "no executable memory: Permission denied" in done.stdout
+
+
+_CRASHING = """
+from vmmsim import Machine
+from vmmsim.backends.unicorn_native import host, vcpu
+
+vcpu.seen_on_hardware = lambda: False
+host.assembly().code["in"] = b"\\x0f\\x0b"  # UD2
+with Machine.for_guest("lwn", backend="unicorn") as machine:
+    print(machine.run(), machine.output.data, machine.backend.engine, machine.backend.engine_reason)
+"""
+
+
+def test_thunks_that_crash_on_unknown_hardware_are_not_used() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "VMMSIM_UNICORN"}
+    command = [sys.executable, "-X", "faulthandler", "-c", _CRASHING]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, env=environment)
+
+    assert done.stdout.startswith("Halt() b'4\\n' portable "), done.stdout + done.stderr
+    assert "ended with SIGILL" in done.stdout
+    assert not done.stderr, "the child that crashed says nothing"
+
+
+@pytest.mark.parametrize(
+    ("prove", "told"),
+    [
+        (lambda: (True, "all is well"), (True, "all is well")),
+        (lambda: (False, "it is not"), (False, "it is not")),
+        (lambda: 1 // 0, (False, "ended with 1")),
+        (lambda: os.kill(os.getpid(), signal.SIGSEGV), (False, "ended with SIGSEGV")),
+        (lambda: threading.Event().wait(), (False, "did not end in 1 s")),
+    ],
+)
+def test_a_trial_in_a_child(prove: Any, told: tuple[bool, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    children = []
+
+    def fork(real: Any = os.fork) -> int:
+        children.append(real())
+        return children[-1]
+
+    monkeypatch.setattr(os, "fork", fork)
+    before = len(os.listdir("/proc/self/fd"))
+
+    passed, why = in_a_child(prove, seconds=1)
+
+    assert passed == told[0]
+    assert why.endswith(told[1])
+    assert len(os.listdir("/proc/self/fd")) == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(children[0], os.WNOHANG)

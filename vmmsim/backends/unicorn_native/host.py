@@ -15,22 +15,28 @@ import sys
 from ...errors import NotSupported
 from .assembly import Assembly
 
-__all__ = ["CodePages", "assembly"]
+__all__ = ["CodePages", "assembly", "seen_on_hardware"]
 
 
 def assembly() -> Assembly:
     """The thunks of this host. NotSupported where there are none."""
-    machine = platform.machine()
-    if sys.platform == "linux" and sys.maxsize >= 1 << 32:
-        if machine == "x86_64":
+    host = sys.platform, platform.machine()
+    if sys.maxsize >= 1 << 32:
+        if host in (("linux", "x86_64"), ("darwin", "x86_64")):
             from .assembly_x86_64 import ASSEMBLY
 
             return ASSEMBLY
-        if machine == "aarch64":
+        if host == ("linux", "aarch64"):
             from .assembly_aarch64 import ASSEMBLY
 
             return ASSEMBLY
-    raise NotSupported(f"there are no thunks for {machine} on {sys.platform}")
+    raise NotSupported(f"there are no thunks for {host[1]} on {host[0]}")
+
+
+def seen_on_hardware() -> bool:
+    """Whether the thunks have run on processors and systems like this one; else only in an emulator, or not
+    at all."""
+    return sys.platform == "linux" and platform.machine() == "x86_64"
 
 
 class CodePages:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import sys
 from typing import TYPE_CHECKING
 
 from .thunks import Shared, symbol
@@ -75,7 +76,10 @@ class StoreGuard:
 
     def forget(self) -> None:
         """No page holds code any more. The TLB must be flushed before the guest goes on."""
-        self._notes.madvise(mmap.MADV_DONTNEED)
+        if sys.platform == "linux":
+            self._notes.madvise(mmap.MADV_DONTNEED)
+        else:  # where it is advice only, and the bytes stay
+            self._notes[:] = bytes(len(self._notes))
 
 
 def _word(address: int) -> ctypes.c_uint64:

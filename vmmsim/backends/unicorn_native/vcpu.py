@@ -24,7 +24,7 @@ from ...exits import BudgetSpent, Cancelled, Exit, Halt, ReadAccess, Shutdown
 from ..ticker import TICK_SECONDS, hurry, watch
 from ..unicorn_context import context_usable
 from ..unicorn_vcpu import FOREVER, GP
-from .host import assembly
+from .host import assembly, seen_on_hardware
 from .offsets import engine_offsets
 from .replay import DRAIN, INLINE, ONE, ReplayCutter
 from .thunks import FLAG_SPECIAL, Shared
@@ -439,6 +439,16 @@ def native_usable() -> tuple[bool, str]:
     usable, reason = context_usable()
     if not usable:
         return False, reason
+    if not seen_on_hardware():
+        from .trial import in_a_child
+
+        usable, reason = in_a_child(_prove)
+        if not usable:
+            return False, reason
+    return _prove()
+
+
+def _prove() -> tuple[bool, str]:
     try:
         engine_offsets()
     except (NotSupported, UcError) as error:
