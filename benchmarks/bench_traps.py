@@ -31,7 +31,7 @@ _GUESTS = {
 }  # fmt: skip
 
 
-def _rate(what: str, count: int, way: str) -> float:
+def trap_rate(what: str, count: int, way: str) -> float:
     mode, vector, text, handler = _GUESTS[what]
     code = bytes.fromhex(text).replace(bytes.fromhex("78563412"), count.to_bytes(4, "little"))
     with engine(way), machine_with(code, "unicorn", mode=mode) as machine:
@@ -56,7 +56,7 @@ def _run(name: str, what: str, way: str, goal: int | None, quick: bool) -> list[
     if why := unusable("unicorn"):
         return [Result(name=name, unit="round trips/s", backend="unicorn", skipped=why)]
     count = 500 if quick else (1_000_000 if way == "native" and what != "syscall" else 100_000)
-    value = max(_rate(what, count, way) for _ in range(1 if quick else 5))
+    value = max(trap_rate(what, count, way) for _ in range(1 if quick else 5))
     return [
         Result(
             name=name,

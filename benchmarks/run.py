@@ -23,6 +23,7 @@ _GROUPS = (
     "bench_startup",
     "bench_machines",
     "bench_traps",
+    "bench_engines",
     "bench_pc",
     "bench_linux",
     "bench_migrate",
