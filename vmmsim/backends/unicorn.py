@@ -4,7 +4,7 @@ Guest memory is the host's, mapped by pointer. Everything that is not RAM or ROM
 MMIO region a hole, with no rights: Unicorn then calls the protection hook with the true
 address and size of each access before it cuts it up.
 
-There are two ways to drive the engine: `native` (x86-64 Linux: machine-code thunks and
+There are two ways to drive the engine: `native` (on some hosts: machine-code thunks and
 the CPU structure's own bytes, `unicorn_native`) and `portable` (the documented API only).
 VMMSIM_UNICORN=portable or =native forces one.
 """
