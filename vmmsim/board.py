@@ -69,6 +69,8 @@ class Chipset(MachineTime):
         self._call = call
         self._wake = threading.Event()
         self._alarm: _Alarm | None = None
+        if isinstance(clock, HostClock):
+            clock.reached = call
 
     def service(self) -> None:
         """Run what is due."""
@@ -99,6 +101,7 @@ class Chipset(MachineTime):
 
     def __enter__(self) -> Chipset:
         if isinstance(self.clock, HostClock):
+            self.clock.go_on()
             self._alarm = _Alarm(self.clock, self._call, bool(self._inputs) and self._source is not None)
         return self
 
@@ -106,6 +109,8 @@ class Chipset(MachineTime):
         if self._alarm is not None:
             self._alarm.stop()
             self._alarm = None
+        if isinstance(self.clock, HostClock):
+            self.clock.stop()
 
     # -- when every vCPU waits
 
@@ -132,12 +137,14 @@ class Chipset(MachineTime):
         wait before the next look; None when nothing is left to wait for."""
         clock = self.clock
         input_left = bool(self._inputs) and not self._source.ended
-        if not clock.deterministic:
-            if clock.deadline is None and not input_left:
+        if isinstance(clock, HostClock):
+            clock.idle()
+            ahead = clock.due_in()
+            if ahead is None and not input_left:
                 return None
             pause = _INPUT_SECONDS if input_left else 3600.0
-            if clock.deadline is not None:
-                pause = min(pause, (clock.deadline - clock.now()) / 1e9)
+            if ahead is not None:
+                pause = min(pause, clock.source.seconds(ahead))
             return max(0.0, pause)
         if clock.deadline is not None:
             clock.skip_to(clock.deadline)  # type: ignore[attr-defined]
@@ -157,14 +164,22 @@ class InterruptBoard:
         self._lock = chipset.lock
         self._controller = controller
         self._cr8_written = cr8_written
+        self._clock = chipset.clock if isinstance(chipset.clock, HostClock) else None
+        #: How often INTR was found high since the last vector was taken.
+        self._found = 0
         self.service = chipset.service
 
     def pending(self) -> bool:
         with self._lock:
-            return self._controller.pending()
+            found = self._controller.pending()
+            self._found += found
+            return found
 
     def acknowledge(self) -> int:
         with self._lock:
+            if self._clock is not None:
+                self._clock.taken(self._found > 1)
+            self._found = 0
             return self._controller.acknowledge()
 
     def cr8_written(self, value: int, /) -> None:
@@ -189,9 +204,9 @@ class _Alarm:
 
     def _run(self) -> None:
         while not self._over:
-            deadline, pause = self._clock.deadline, self._pause
-            if deadline is not None:
-                ahead = (deadline - self._clock.now()) / 1e9
+            due, pause = self._clock.due_in(), self._pause
+            if due is not None:
+                ahead = self._clock.source.seconds(due)
                 if ahead <= 0:
                     self._call()
                     ahead = 0.001  # the vCPU is on its way; if it is not heard it is told again

@@ -17,16 +17,35 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import ClassVar
 
 from .errors import UsageError
 
-__all__ = ["CLOCKS", "SECOND", "Clock", "ExitClock", "HostClock", "InsnClock", "Timer"]
+__all__ = [
+    "CATCH_UP",
+    "CLOCKS",
+    "MOST_BEHIND",
+    "SECOND",
+    "Clock",
+    "ExitClock",
+    "HostClock",
+    "HostTime",
+    "InsnClock",
+    "Timer",
+]
 
 #: Nanoseconds in a second.
 SECOND = 1_000_000_000
 #: A callback that arms its timer for a time that has passed already is called again at the
 #: next `run_due`: so much work is done at once and no more.
 _MOST_AT_ONCE = 64
+#: How fast the host's clock makes good what it is behind, as a multiple of the host's own pace.
+CATCH_UP = 2
+#: Nanoseconds that it makes good, at most.
+MOST_BEHIND = SECOND
+#: So many interrupts in a row that could not be taken at once are an overload; for so many more
+#: there is a space after each.
+_OVERLOAD, _SPACED = 8, 32
 
 
 class Timer:
@@ -112,21 +131,167 @@ class Clock(ABC):
             first.callback()
 
 
+class HostTime:
+    """Where `HostClock` has its time from: the host's, which counts while the process is stopped."""
+
+    def now_ns(self) -> int:
+        """Nanoseconds since some moment; never goes back."""
+        return time.perf_counter_ns()  # on Windows monotonic_ns moves in steps of 15.6 ms before Python 3.13
+
+    def seconds(self, ns: int) -> float:
+        """`ns` of this time as seconds to sleep."""
+        return ns / SECOND
+
+
 class HostClock(Clock):
-    """Real time, while the machine runs or not."""
+    """Real time, as far as the guest can follow.
+
+    On a host that keeps up it is real time. Elsewhere three rules hold it back, so that a guest finds
+    what it would find on a slower machine, and no time that it did not get (docs/time.md):
+
+    * It stands at a deadline until `run_due` has called the timers there. No period is missed.
+    * What it is behind by then it makes good at `CATCH_UP` times the host's pace: as much of the host's
+      time as half a period is the guest's between two ticks. More than `most_behind` it does not make good.
+    * A guest that takes `_OVERLOAD` interrupts in a row only after it could not take them at once does
+      nothing but to take them. It then has as much time for itself as one of them took, after each.
+
+    `idle` ends all three: a guest that waits finds the host's time as fast as it takes its ticks.
+    """
 
     kind = "host"
     deterministic = False
+    #: For all clocks that are made after it is set.
+    source: ClassVar[HostTime] = HostTime()
 
     def __init__(self) -> None:
         super().__init__()
-        self._began = time.monotonic_ns()
+        self._host = self.source.now_ns
+        #: The host's time when this one was 0, but for what the guest has lost since.
+        self._began = self._host()
+        #: The latest time that was told.
+        self._last = 0
+        #: The time while timers are called.
+        self._held: int | None = None
+        #: While it is behind: it was `_from` at the host's time `_since`.
+        self._behind = False
+        self._from = self._since = 0
+        #: The host's time before which no timer is called, the space after an interrupt that was taken
+        #: (host ns), for how many more there is one, and how many in a row had to wait, since when.
+        self._opens = self._space = self._spaced = self._waited = self._waited_since = 0
+        #: When the machine was stopped, and for how long it stood of late.
+        self._stopped: int | None = None
+        self._stood = 0
+        #: How far the host's time may be ahead in ns, and whether what is more is lost or passes at once.
+        self.most_behind = MOST_BEHIND
+        self.loses = True
+        #: Has a vCPU call `run_due` at its next boundary, from any thread. None: nobody calls the timers,
+        #: and this is the host's time.
+        self.reached: Callable[[], None] | None = None
 
     def now(self) -> int:
-        return time.monotonic_ns() - self._began
+        if self._held is not None:
+            return self._held
+        host = self._host()
+        now = self._free(host)
+        deadline = self.deadline
+        if deadline is not None and now >= deadline and self.reached is not None:
+            if host >= self._opens:
+                self.reached()
+            now = deadline
+        if now < self._last:  # a timer was set to what is over
+            return self._last
+        self._last = now
+        return now
+
+    def _free(self, host: int) -> int:
+        """The time when no timer is due."""
+        now = host - self._began
+        if self._behind:
+            slow = self._from + CATCH_UP * (host - self._since)
+            if slow < now:
+                return slow
+            self._behind = False
+        return now
 
     def set_now(self, now: int) -> None:
-        self._began = time.monotonic_ns() - now
+        self._began = self._host() - now
+        self._last = now
+        self._stopped, self._stood = None, 0
+        self.idle()
+
+    def due_in(self) -> int | None:
+        """The host's time until `run_due` has something to do, in ns; None: no timer is armed."""
+        deadline = self.deadline
+        if deadline is None:
+            return None
+        at = self._began + deadline
+        if self._behind:
+            at = max(at, self._since - (self._from - deadline) // CATCH_UP)
+        return max(at, self._opens) - self._host()
+
+    def run_due(self) -> None:
+        deadline = self.deadline
+        if deadline is None:
+            return
+        host = self._host()
+        if host < self._opens or self._free(host) < deadline:
+            return
+        at = max(deadline, self._last)
+        behind = host - self._began - at
+        if self._stood:
+            passed, self._stood = min(behind, self._stood), 0
+            at += passed
+            behind -= passed
+        if behind > self.most_behind:
+            if self.loses:
+                self._began += behind - self.most_behind
+            else:
+                at += behind
+        self._held = self._last = at
+        try:
+            super().run_due()
+        finally:
+            self._held = None
+            self._from, self._since = at, host
+            self._behind = host - self._began > at
+
+    # What the machine tells.
+
+    def idle(self) -> None:
+        """No vCPU executes: the host's time is the guest's, deadline by deadline."""
+        self._behind = False
+        self._opens = self._spaced = self._waited = 0
+
+    def taken(self, waited: bool) -> None:
+        """A vCPU has taken an interrupt; `waited`: it could not at once."""
+        if not waited:
+            self._waited = 0
+            if not self._spaced:
+                return
+        host = self._host()
+        if waited:
+            if not self._waited:
+                self._waited_since = host
+            self._waited += 1
+            if self._waited > _OVERLOAD:
+                self._space = min(2 * (host - self._waited_since) // _OVERLOAD, self.most_behind)
+                self._spaced = _SPACED
+                self._waited = 0
+        if self._spaced:
+            self._spaced -= 1
+            self._opens = host + self._space
+
+    def stop(self) -> None:
+        """The machine does not run until `go_on`. Its time passes."""
+        self._stopped = self._host()
+
+    def go_on(self) -> None:
+        """The machine runs again. If it stood for long, that has passed at once, and not tick by tick."""
+        if self._stopped is not None:
+            stood = self._host() - self._stopped
+            self._stopped = None
+            if stood > self.most_behind:
+                self._stood += stood
 
 
 class _SteppedClock(Clock):
