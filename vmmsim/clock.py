@@ -24,6 +24,7 @@ from .errors import UsageError
 __all__ = [
     "CATCH_UP",
     "CLOCKS",
+    "CLOSE",
     "MOST_BEHIND",
     "SECOND",
     "Clock",
@@ -41,8 +42,8 @@ SECOND = 1_000_000_000
 _MOST_AT_ONCE = 64
 #: How fast the host's clock makes good what it is behind, as a multiple of the host's own pace.
 CATCH_UP = 2
-#: Nanoseconds that it makes good, at most.
-MOST_BEHIND = SECOND
+#: Nanoseconds that it makes good, at most; and where the guest sees the host's time as well.
+MOST_BEHIND, CLOSE = SECOND, SECOND // 20
 #: So many interrupts in a row that could not be taken at once are an overload; for so many more
 #: there is a space after each.
 _OVERLOAD, _SPACED = 8, 32
@@ -151,7 +152,7 @@ class HostClock(Clock):
 
     * It stands at a deadline until `run_due` has called the timers there. No period is missed.
     * What it is behind by then it makes good at `CATCH_UP` times the host's pace: as much of the host's
-      time as half a period is the guest's between two ticks. More than `most_behind` it does not make good.
+      time as half a period is the guest's between two ticks. More than `MOST_BEHIND` it does not make good.
     * A guest that takes `_OVERLOAD` interrupts in a row only after it could not take them at once does
       nothing but to take them. It then has as much time for itself as one of them took, after each.
 
@@ -181,9 +182,10 @@ class HostClock(Clock):
         #: When the machine was stopped, and for how long it stood of late.
         self._stopped: int | None = None
         self._stood = 0
+        #: The deadline that a read has come to and that `reached` was told of.
+        self._told: int | None = None
         #: How far the host's time may be ahead in ns, and whether what is more is lost or passes at once.
-        self.most_behind = MOST_BEHIND
-        self.loses = True
+        self._most_behind, self._loses = MOST_BEHIND, True
         #: Has a vCPU call `run_due` at its next boundary, from any thread. None: nobody calls the timers,
         #: and this is the host's time.
         self.reached: Callable[[], None] | None = None
@@ -195,7 +197,8 @@ class HostClock(Clock):
         now = self._free(host)
         deadline = self.deadline
         if deadline is not None and now >= deadline and self.reached is not None:
-            if host >= self._opens:
+            if deadline != self._told and host >= self._opens:
+                self._told = deadline
                 self.reached()
             now = deadline
         if now < self._last:  # a timer was set to what is over
@@ -242,12 +245,13 @@ class HostClock(Clock):
             passed, self._stood = min(behind, self._stood), 0
             at += passed
             behind -= passed
-        if behind > self.most_behind:
-            if self.loses:
-                self._began += behind - self.most_behind
+        if behind > self._most_behind:
+            if self._loses:
+                self._began += behind - self._most_behind
             else:
                 at += behind
         self._held = self._last = at
+        self._told = None
         try:
             super().run_due()
         finally:
@@ -256,6 +260,10 @@ class HostClock(Clock):
             self._behind = host - self._began > at
 
     # What the machine tells.
+
+    def stay_close(self) -> None:
+        """The guest can read the host's time too (KVM's TSC), from which this is not to differ for long."""
+        self._most_behind, self._loses = CLOSE, False
 
     def idle(self) -> None:
         """No vCPU executes: the host's time is the guest's, deadline by deadline."""
@@ -274,7 +282,7 @@ class HostClock(Clock):
                 self._waited_since = host
             self._waited += 1
             if self._waited > _OVERLOAD:
-                self._space = min(2 * (host - self._waited_since) // _OVERLOAD, self.most_behind)
+                self._space = min(2 * (host - self._waited_since) // _OVERLOAD, self._most_behind)
                 self._spaced = _SPACED
                 self._waited = 0
         if self._spaced:
@@ -290,7 +298,7 @@ class HostClock(Clock):
         if self._stopped is not None:
             stood = self._host() - self._stopped
             self._stopped = None
-            if stood > self.most_behind:
+            if stood > self._most_behind:
                 self._stood += stood
 
 
