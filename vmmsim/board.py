@@ -69,8 +69,11 @@ class Chipset(MachineTime):
         self._call = call
         self._wake = threading.Event()
         self._alarm: _Alarm | None = None
+        #: The vCPUs' INTR pins: whether each is high. Each vCPU's board adds its own.
+        self.intr: list[Callable[[], bool]] = []
         if isinstance(clock, HostClock):
             clock.reached = call
+            clock.waits = lambda: any(high() for high in self.intr)
 
     def service(self) -> None:
         """Run what is due."""
@@ -164,22 +167,15 @@ class InterruptBoard:
         self._lock = chipset.lock
         self._controller = controller
         self._cr8_written = cr8_written
-        self._clock = chipset.clock if isinstance(chipset.clock, HostClock) else None
-        #: How often INTR was found high since the last vector was taken.
-        self._found = 0
+        chipset.intr.append(controller.pending)
         self.service = chipset.service
 
     def pending(self) -> bool:
         with self._lock:
-            found = self._controller.pending()
-            self._found += found
-            return found
+            return self._controller.pending()
 
     def acknowledge(self) -> int:
         with self._lock:
-            if self._clock is not None:
-                self._clock.taken(self._found > 1)
-            self._found = 0
             return self._controller.acknowledge()
 
     def cr8_written(self, value: int, /) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "CATCH_UP",
     "CLOCKS",
     "CLOSE",
+    "HOLD",
     "MOST_BEHIND",
     "SECOND",
     "Clock",
@@ -44,8 +45,10 @@ _MOST_AT_ONCE = 64
 CATCH_UP = 2
 #: Nanoseconds that it makes good, at most; and where the guest sees the host's time as well.
 MOST_BEHIND, CLOSE = SECOND, SECOND // 20
-#: So many interrupts in a row that could not be taken at once are an overload; for so many more
-#: there is a space after each.
+#: Nanoseconds for which an interrupt that waits holds up the next deadline, at most.
+HOLD = SECOND // 10
+#: So many deadlines in a row that were late by a quarter of a period are an overload; so many more have a
+#: space between them.
 _OVERLOAD, _SPACED = 8, 32
 
 
@@ -147,14 +150,16 @@ class HostTime:
 class HostClock(Clock):
     """Real time, as far as the guest can follow.
 
-    On a host that keeps up it is real time. Elsewhere three rules hold it back, so that a guest finds
+    On a host that keeps up it is real time. Elsewhere four rules hold it back, so that a guest finds
     what it would find on a slower machine, and no time that it did not get (docs/time.md):
 
     * It stands at a deadline until `run_due` has called the timers there. No period is missed.
+    * It stands there, too, while an interrupt waits to be taken, which another would be one with. After
+      `HOLD` of the host's time it does not: a guest may keep interrupts off for as long as it likes.
     * What it is behind by then it makes good at `CATCH_UP` times the host's pace: as much of the host's
       time as half a period is the guest's between two ticks. More than `MOST_BEHIND` it does not make good.
-    * A guest that takes `_OVERLOAD` interrupts in a row only after it could not take them at once does
-      nothing but to take them. It then has as much time for itself as one of them took, after each.
+    * Where deadline after deadline is late even so, all that the host does may be ticks. Then each is given
+      twice the time that one has taken, of which the guest has the second half.
 
     `idle` ends all three: a guest that waits finds the host's time as fast as it takes its ticks.
     """
@@ -176,9 +181,12 @@ class HostClock(Clock):
         #: While it is behind: it was `_from` at the host's time `_since`.
         self._behind = False
         self._from = self._since = 0
-        #: The host's time before which no timer is called, the space after an interrupt that was taken
-        #: (host ns), for how many more there is one, and how many in a row had to wait, since when.
-        self._opens = self._space = self._spaced = self._waited = self._waited_since = 0
+        #: How many deadlines in a row were late, since when (host ns); the space after a deadline (host
+        #: ns), for how many more there is one, and the host's time until which the last one lasts.
+        self._late = self._late_since = self._space = self._spaced = self._opens = 0
+        #: Since when an interrupt that waits holds up a deadline (host ns), and whether that took too long.
+        self._held_up: int | None = None
+        self._gave_up = False
         #: When the machine was stopped, and for how long it stood of late.
         self._stopped: int | None = None
         self._stood = 0
@@ -189,6 +197,8 @@ class HostClock(Clock):
         #: Has a vCPU call `run_due` at its next boundary, from any thread. None: nobody calls the timers,
         #: and this is the host's time.
         self.reached: Callable[[], None] | None = None
+        #: Whether an interrupt waits for a vCPU to take it.
+        self.waits: Callable[[], bool] = lambda: False
 
     def now(self) -> int:
         if self._held is not None:
@@ -227,20 +237,26 @@ class HostClock(Clock):
         deadline = self.deadline
         if deadline is None:
             return None
-        at = self._began + deadline
-        if self._behind:
-            at = max(at, self._since - (self._from - deadline) // CATCH_UP)
-        return max(at, self._opens) - self._host()
+        return self._due_at(deadline) - self._host()
+
+    def _due_at(self, deadline: int) -> int:
+        """The host's time at which `deadline` comes."""
+        at = max(self._began + deadline, self._opens)
+        return max(at, self._since - (self._from - deadline) // CATCH_UP) if self._behind else at
 
     def run_due(self) -> None:
         deadline = self.deadline
         if deadline is None:
             return
         host = self._host()
-        if host < self._opens or self._free(host) < deadline:
+        late = host - self._due_at(deadline)
+        if late < 0:
             return
         at = max(deadline, self._last)
         behind = host - self._began - at
+        if self._is_held_up(host, self._loses or behind <= self._most_behind):
+            return
+        self._pace(host, 4 * late >= deadline - self._from)
         if self._stood:
             passed, self._stood = min(behind, self._stood), 0
             at += passed
@@ -259,6 +275,33 @@ class HostClock(Clock):
             self._from, self._since = at, host
             self._behind = host - self._began > at
 
+    def _is_held_up(self, host: int, may: bool) -> bool:
+        """Whether an interrupt that waits holds up the deadline that has come; `may`: if it may."""
+        waits = self.waits()
+        if waits and may and not self._gave_up:
+            if self._held_up is None:
+                self._held_up = host
+            if host - self._held_up < HOLD:
+                return True
+        self._held_up, self._gave_up = None, waits
+        return False
+
+    def _pace(self, host: int, late: bool) -> None:
+        """At a deadline: when the next may come at the earliest."""
+        if self._spaced:
+            self._spaced -= 1
+            self._opens = host + self._space
+        elif not late:
+            self._late = 0
+        elif self._late < _OVERLOAD:
+            if not self._late:
+                self._late_since = host
+            self._late += 1
+        else:
+            self._space = min(2 * (host - self._late_since) // _OVERLOAD, MOST_BEHIND)
+            self._spaced, self._late = _SPACED, 0
+            self._opens = host + self._space
+
     # What the machine tells.
 
     def stay_close(self) -> None:
@@ -268,26 +311,8 @@ class HostClock(Clock):
     def idle(self) -> None:
         """No vCPU executes: the host's time is the guest's, deadline by deadline."""
         self._behind = False
-        self._opens = self._spaced = self._waited = 0
-
-    def taken(self, waited: bool) -> None:
-        """A vCPU has taken an interrupt; `waited`: it could not at once."""
-        if not waited:
-            self._waited = 0
-            if not self._spaced:
-                return
-        host = self._host()
-        if waited:
-            if not self._waited:
-                self._waited_since = host
-            self._waited += 1
-            if self._waited > _OVERLOAD:
-                self._space = min(2 * (host - self._waited_since) // _OVERLOAD, self._most_behind)
-                self._spaced = _SPACED
-                self._waited = 0
-        if self._spaced:
-            self._spaced -= 1
-            self._opens = host + self._space
+        self._held_up = None
+        self._opens = self._spaced = self._late = 0
 
     def stop(self) -> None:
         """The machine does not run until `go_on`. Its time passes."""
