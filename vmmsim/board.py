@@ -69,6 +69,11 @@ class Chipset(MachineTime):
         self._call = call
         self._wake = threading.Event()
         self._alarm: _Alarm | None = None
+        #: The vCPUs' INTR pins: whether each is high. Each vCPU's board adds its own.
+        self.intr: list[Callable[[], bool]] = []
+        if isinstance(clock, HostClock):
+            clock.reached = call
+            clock.waits = lambda: any(high() for high in self.intr)
 
     def service(self) -> None:
         """Run what is due."""
@@ -99,6 +104,7 @@ class Chipset(MachineTime):
 
     def __enter__(self) -> Chipset:
         if isinstance(self.clock, HostClock):
+            self.clock.go_on()
             self._alarm = _Alarm(self.clock, self._call, bool(self._inputs) and self._source is not None)
         return self
 
@@ -106,6 +112,8 @@ class Chipset(MachineTime):
         if self._alarm is not None:
             self._alarm.stop()
             self._alarm = None
+        if isinstance(self.clock, HostClock):
+            self.clock.stop()
 
     # -- when every vCPU waits
 
@@ -132,12 +140,14 @@ class Chipset(MachineTime):
         wait before the next look; None when nothing is left to wait for."""
         clock = self.clock
         input_left = bool(self._inputs) and not self._source.ended
-        if not clock.deterministic:
-            if clock.deadline is None and not input_left:
+        if isinstance(clock, HostClock):
+            clock.idle()
+            ahead = clock.due_in()
+            if ahead is None and not input_left:
                 return None
             pause = _INPUT_SECONDS if input_left else 3600.0
-            if clock.deadline is not None:
-                pause = min(pause, (clock.deadline - clock.now()) / 1e9)
+            if ahead is not None:
+                pause = min(pause, clock.source.seconds(ahead))
             return max(0.0, pause)
         if clock.deadline is not None:
             clock.skip_to(clock.deadline)  # type: ignore[attr-defined]
@@ -157,6 +167,7 @@ class InterruptBoard:
         self._lock = chipset.lock
         self._controller = controller
         self._cr8_written = cr8_written
+        chipset.intr.append(controller.pending)
         self.service = chipset.service
 
     def pending(self) -> bool:
@@ -189,9 +200,9 @@ class _Alarm:
 
     def _run(self) -> None:
         while not self._over:
-            deadline, pause = self._clock.deadline, self._pause
-            if deadline is not None:
-                ahead = (deadline - self._clock.now()) / 1e9
+            due, pause = self._clock.due_in(), self._pause
+            if due is not None:
+                ahead = self._clock.source.seconds(due)
                 if ahead <= 0:
                     self._call()
                     ahead = 0.001  # the vCPU is on its way; if it is not heard it is told again

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from .backends.base import AccessHandler
-from .clock import InsnClock
+from .clock import HostClock, InsnClock
 from .cpu_threads import CpuThreads
 from .exits import BudgetSpent, Cancelled, Exit, Halt
 from .processor import HALTED, RUNS, WAITS, Processor
@@ -54,7 +54,8 @@ class Processors:
         """What the vCPUs share. `chipset` is `time` again, None in a machine without interrupts."""
         self._time, self._chipset = time, chipset
         for item in self.items:
-            item.vcpu.keep_time(time.tsc)
+            if not item.vcpu.keep_time(time.tsc) and isinstance(time.clock, HostClock):
+                time.clock.stay_close()
         if isinstance(time.clock, InsnClock):
             time.clock.insns = self.insns
             if chipset is not None:

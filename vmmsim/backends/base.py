@@ -277,9 +277,10 @@ class Vcpu(ABC):
         delivered; runs do not end for it. HLT ends a run all the same: whether the vCPU waits, and
         until when, is up to the caller."""
 
-    def keep_time(self, tsc: Callable[[], int]) -> None:  # noqa: B027 - KVM's counter is its own
-        """Have RDTSC read `tsc`, 64 bits, where the backend answers it (Unicorn). Until then it reads the
-        host's time."""
+    def keep_time(self, tsc: Callable[[], int]) -> bool:
+        """Have RDTSC read `tsc`, 64 bits, where the backend answers it (Unicorn); until then it reads the
+        host's time. False: RDTSC reads the host's counter always (KVM)."""
+        return False
 
     @abstractmethod
     def attention(self) -> None:

@@ -160,9 +160,9 @@ class BankedVcpu(Vcpu):
     def connect(self, board: Board) -> None:
         self._in().connect(board)
 
-    def keep_time(self, tsc: Callable[[], int]) -> None:
+    def keep_time(self, tsc: Callable[[], int]) -> bool:
         """It is the same for all of them."""
-        self._bank.driver.keep_time(tsc)
+        return self._bank.driver.keep_time(tsc)
 
     def set_alarm(self, insns: int | None) -> None:
         self._in().set_alarm(insns)

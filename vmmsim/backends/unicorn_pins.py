@@ -77,8 +77,9 @@ class UnicornPins(Vcpu):
         self._board = board
         self._look = True
 
-    def keep_time(self, tsc: Callable[[], int]) -> None:
+    def keep_time(self, tsc: Callable[[], int]) -> bool:
         self._tsc = tsc
+        return True
 
     def attention(self) -> None:
         self._look = True
