@@ -120,13 +120,13 @@ class HostClock(Clock):
 
     def __init__(self) -> None:
         super().__init__()
-        self._began = time.monotonic_ns()
+        self._began = time.perf_counter_ns()
 
     def now(self) -> int:
-        return time.monotonic_ns() - self._began
+        return time.perf_counter_ns() - self._began
 
     def set_now(self, now: int) -> None:
-        self._began = time.monotonic_ns() - now
+        self._began = time.perf_counter_ns() - now
 
 
 class _SteppedClock(Clock):

@@ -20,7 +20,7 @@ import click
 
 from .. import __version__
 from ..errors import VmmsimError
-from .output import note, say
+from .output import note, plain_streams, say
 
 __all__ = ["VERBS", "cli", "main"]
 
@@ -95,6 +95,8 @@ class _Verbs(click.Group):
         """Run, and end the process with the right code; what went wrong is a line on stderr."""
         if "_VMMSIM_COMPLETE" in os.environ:  # a shell asks for completions
             super().main(args, prog_name="vmmsim")
+        if os.name == "nt":
+            plain_streams()
         with _ending_signals():
             code = _guarded(lambda: self._dispatch(sys.argv[1:] if args is None else list(args)))
         sys.exit(code)
@@ -222,13 +224,14 @@ def _abandon_stdout() -> None:
 
 @contextlib.contextmanager
 def _ending_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the process as an exception does, so that the terminal is restored."""
+    """SIGTERM, SIGHUP and Windows's Ctrl-Break end the process as an exception does, so that the
+    terminal is restored."""
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
         sys.exit(128 + number)
 
     saved: list[tuple[int, Any]] = []
-    for name in ("SIGTERM", "SIGHUP"):
+    for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:
             with contextlib.suppress(ValueError):  # not in the main thread

@@ -7,6 +7,7 @@ it cannot be written; stderr is not, since there is nobody left to tell.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,18 @@ from ..errors import HostError
 if TYPE_CHECKING:
     from ..streams import BufferSink
 
-__all__ = ["end_line", "fancy", "note", "out", "say", "table"]
+__all__ = ["end_line", "fancy", "note", "out", "plain_streams", "say", "table"]
+
+
+def plain_streams() -> None:
+    """On Windows: what is printed is UTF-8 with lines that end with LF, as everywhere else, so that files and
+    pipes have the bytes that are meant. A console shows both as they should be."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            if stream.isatty():
+                stream.reconfigure(newline="\n")
+            else:
+                stream.reconfigure(newline="\n", encoding="utf-8", errors=stream.errors)
 
 
 def out(text: str | bytes, *, newline: bool = True) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 import sys
 
 from ..errors import HostError, UsageError
 
-__all__ = ["SLICE", "open_file", "readable", "writable"]
+__all__ = ["SLICE", "listen_alone", "open_file", "readable", "writable"]
 
 #: Seconds that a wait lasts before it looks whether it was interrupted.
 SLICE = 0.02
@@ -32,6 +33,17 @@ def writable(fd: int, seconds: float) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     return bool(poll.poll(seconds * 1000))
+
+
+def listen_alone(listener: socket.socket, platform: str = os.name) -> None:
+    """Set the option with which `listener` can have a port soon after another listener has left it, and
+    with which no other process can have it meanwhile. Before it is bound.
+
+    On POSIX that is SO_REUSEADDR. On Windows the first needs no option; there SO_REUSEADDR would let another
+    process take the port, which SO_EXCLUSIVEADDRUSE forbids even where the other asks for it.
+    """
+    name = "SO_EXCLUSIVEADDRUSE" if platform == "nt" else "SO_REUSEADDR"
+    listener.setsockopt(socket.SOL_SOCKET, getattr(socket, name), 1)
 
 
 def open_file(path: str, flags: int, verb: str) -> int:
