@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vmmsim.testing.slow import time_limit
+
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 _FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -60,7 +62,7 @@ class Browser:
 
     def wait(self, code: str, seconds: float = _PATIENCE) -> Any:
         """Until the script returns something true; that."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + time_limit(seconds)
         while True:
             found = self.js(code)
             if found:
@@ -128,8 +130,8 @@ def browser() -> Iterator[Browser]:
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
         try:
-            driver.set_script_timeout(_PATIENCE)
-            driver.set_page_load_timeout(_PATIENCE)
+            driver.set_script_timeout(time_limit(_PATIENCE))
+            driver.set_page_load_timeout(time_limit(_PATIENCE))
             yield Browser(driver, Path(folder))
         finally:
             driver.quit()

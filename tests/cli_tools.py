@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from vmmsim.testing.slow import time_limit
+
 #: `jmp $`: no exit, ever.
 SPIN = bytes.fromhex("ebfe")
 #: Real mode: jmp 0x0100:0x0000, the talk's page, where there is no memory.
@@ -51,7 +53,7 @@ def vmmsim(*arguments: str | Path, stdin: bytes = b"", **extra: str) -> subproce
         [*_COMMAND, *map(str, arguments)],
         input=stdin,
         capture_output=True,
-        timeout=50,
+        timeout=time_limit(50),
         env=environment(**extra),
         check=False,
     )
@@ -88,7 +90,7 @@ class Terminal:
 
     def expect(self, text: bytes, seconds: float = 20) -> None:
         """Read until `text` has come."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + time_limit(seconds)
         while text not in self.text:
             if not select.select([self.master], [], [], max(0, end - time.monotonic()))[0]:
                 raise AssertionError(f"no {text!r} in {self.text!r}")
@@ -104,7 +106,7 @@ class Terminal:
 
     def end(self, seconds: float = 20) -> int:
         """The exit code; what comes meanwhile is read, so that the child cannot block."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + time_limit(seconds)
         while self.child.poll() is None:
             if time.monotonic() > deadline:
                 raise AssertionError(f"still running: {self.text!r}")
@@ -117,6 +119,6 @@ class Terminal:
     def close(self) -> None:
         if self.child.poll() is None:
             self.child.send_signal(signal.SIGKILL)
-        self.child.wait(20)
+        self.child.wait(time_limit(20))
         os.close(self.master)
         os.close(self.slave)

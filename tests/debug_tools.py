@@ -12,9 +12,10 @@ from typing import Any
 from vmmsim import Machine
 from vmmsim.debug.rsp import expand
 from vmmsim.debug.server import GdbServer
+from vmmsim.testing.slow import time_limit
 
 #: A whole test is over before this.
-PATIENCE = 20
+PATIENCE = time_limit(20)
 
 
 class Client:

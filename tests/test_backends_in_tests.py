@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from cli_tools import no_kvm
 
+from vmmsim.testing.slow import time_limit
+
 HERE = Path(__file__).parent
 
 
@@ -23,7 +25,7 @@ def run(*arguments: str, device: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "VMMSIM_KVM_DEVICE": device, "PYTEST_ADDOPTS": ""},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=time_limit(60),
     )
 
 

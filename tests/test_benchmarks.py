@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from vmmsim.testing.slow import time_limit
+
 RUN = Path(__file__).parents[1] / "benchmarks" / "run.py"
 #: What the issue's speed section names.
 EXPECTED = {
@@ -26,7 +28,7 @@ pytestmark = pytest.mark.skipif(not RUN.exists(), reason="an installed package h
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(RUN), "--quick", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, capture_output=True, text=True, timeout=time_limit(100))
 
 
 def test_every_figure_of_the_issue_as_json() -> None:

@@ -14,6 +14,7 @@ from cli_tools import SPIN, no_kvm, start, vmmsim
 from click.testing import CliRunner, Result
 
 from vmmsim.cli.main import cli
+from vmmsim.testing.slow import time_limit
 
 pytestmark = pytest.mark.unicorn
 
@@ -135,6 +136,6 @@ def test_ctrl_c_says_how_far_it_came(tmp_path: Path) -> None:
     child = start("diff", tmp_path / "spin.bin", *UNICORNS, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     time.sleep(1.5)
     child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=20)
+    _, errors = child.communicate(timeout=time_limit(20))
     assert child.returncode == 130, errors
     assert b"exits were the same until there" in errors

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from cli_tools import JUMP_INTO_NOTHING, SPIN, environment, kvm_host, start, vmmsim
 
+from vmmsim.testing.slow import time_limit
+
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and closed descriptors as POSIX has them")
 
 
@@ -175,7 +177,9 @@ def test_a_kvm_that_refuses_is_told_with_the_fix(number: int, words: list[str]) 
     def run(backend: str) -> subprocess.CompletedProcess[bytes]:
         code = REFUSING.format(number=number, backend=backend)
         command = [sys.executable, "-c", code]
-        return subprocess.run(command, capture_output=True, timeout=50, env=environment(), check=False)
+        return subprocess.run(
+            command, capture_output=True, timeout=time_limit(50), env=environment(), check=False
+        )
 
     check(run("kvm"), 126, "backend 'kvm' is not available", *words)
     fallen_back = run("auto")
@@ -199,7 +203,7 @@ def test_a_spinning_guest_ends_in_time(backend_name: str, spin: Path) -> None:
     result = vmmsim("run", spin, "-b", backend_name, "--timeout", "300ms")
 
     assert result.returncode == 124
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < time_limit(10)
     text = result.stderr.decode()
     for part in ("the budget of 0.3 seconds is spent", "jmp", "no exit at all"):
         assert part in text
@@ -231,7 +235,7 @@ def _memory_of(*arguments: str | Path) -> tuple[int, int]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        timeout=60,
+        timeout=time_limit(60),
         env=environment(),
         check=True,
     )
@@ -279,7 +283,7 @@ def test_a_closed_stdin_is_an_input_that_is_over() -> None:
     result = subprocess.run(
         ["sh", "-c", '"$0" -m vmmsim run echo -b unicorn -q <&-', sys.executable],
         capture_output=True,
-        timeout=50,
+        timeout=time_limit(50),
         env=environment(),
         check=False,
     )
@@ -313,7 +317,7 @@ def test_a_reader_that_goes_away_ends_it_without_a_traceback(verb: str, tmp_path
     os.close(writing)
     os.read(reading, 1)
     os.close(reading)
-    _, stderr = child.communicate(timeout=50)
+    _, stderr = child.communicate(timeout=time_limit(50))
 
     assert child.returncode == 141
     assert b"BrokenPipe" not in stderr
@@ -327,7 +331,7 @@ def test_a_stdout_that_is_full_or_closed_is_no_traceback(verb: list[str]) -> Non
     os.close(reading)
     child = start(*verb, stdin=subprocess.DEVNULL, stdout=writing, stderr=subprocess.PIPE)
     os.close(writing)
-    _, stderr = child.communicate(timeout=50)
+    _, stderr = child.communicate(timeout=time_limit(50))
 
     assert child.returncode == 141
     assert stderr == b""
@@ -346,7 +350,7 @@ def test_a_stdout_that_cannot_be_written_is_an_error_in_words(verb: list[str], r
         ["sh", "-c", f'"$0" -m vmmsim "$@" {redirection}', sys.executable, *verb],
         capture_output=True,
         stdin=subprocess.DEVNULL,
-        timeout=50,
+        timeout=time_limit(50),
         env=environment(VMMSIM_BACKEND="unicorn"),
         check=False,
     )
@@ -361,7 +365,7 @@ def test_a_stderr_that_cannot_be_written_changes_no_exit_code() -> None:
             ["sh", "-c", f'"$0" -m vmmsim run fault -b unicorn {redirection}', sys.executable],
             stdout=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
-            timeout=50,
+            timeout=time_limit(50),
             env=environment(),
             check=False,
         )
@@ -388,10 +392,10 @@ def test_signals_end_a_spinning_guest_within_a_second(
     time.sleep(0.3)
     began = time.monotonic()
     child.send_signal(getattr(signal, name))
-    _, stderr = child.communicate(timeout=20)
+    _, stderr = child.communicate(timeout=time_limit(20))
 
     assert child.returncode == code
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < time_limit(1)
     assert b"Traceback" not in stderr
 
 
@@ -410,7 +414,7 @@ def test_ctrl_c_ends_a_guest_that_waits_for_input(backend_name: str) -> None:
     child.stderr.readline()
     time.sleep(0.3)
     child.send_signal(signal.SIGINT)
-    _, stderr = child.communicate(timeout=20)
+    _, stderr = child.communicate(timeout=time_limit(20))
 
     assert child.returncode == 130
     assert b"stopped by Ctrl-C" in stderr
@@ -422,8 +426,8 @@ def test_the_time_runs_out_for_a_guest_that_waits_for_input(backend_name: str) -
         "run", "echo", "-b", backend_name, "--timeout", "300ms",
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    assert child.wait(20) == 124
-    _, stderr = child.communicate(timeout=20)
+    assert child.wait(time_limit(20)) == 124
+    _, stderr = child.communicate(timeout=time_limit(20))
 
     assert b"seconds is spent" in stderr
 
@@ -439,9 +443,11 @@ def test_an_internal_error_is_short_and_says_how_to_get_the_traceback() -> None:
         "vmmsim.cli.main.main(['guests'])\n"
     )
     command = [sys.executable, "-c", code]
-    short = subprocess.run(command, capture_output=True, timeout=50, env=environment(), check=False)
+    short = subprocess.run(
+        command, capture_output=True, timeout=time_limit(50), env=environment(), check=False
+    )
     long = subprocess.run(
-        command, capture_output=True, timeout=50, env=environment(VMMSIM_DEBUG="1"), check=False
+        command, capture_output=True, timeout=time_limit(50), env=environment(VMMSIM_DEBUG="1"), check=False
     )
 
     check(short, 125, "internal error: RuntimeError", "the works", "VMMSIM_DEBUG=1")

@@ -11,6 +11,7 @@ import pytest
 from cli_tools import environment
 
 import vmmsim
+from vmmsim.testing.slow import time_limit
 
 HEAVY = ("unicorn", "capstone", "elftools", "rich", "keystone")
 
@@ -20,7 +21,7 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=time_limit(50),
         env=environment(),
         check=False,
     )
@@ -115,7 +116,12 @@ def test_asm_without_keystone_names_the_extra(tmp_path: Path) -> None:
 def test_the_unicorn_backend_as_a_script_does_not_import_itself() -> None:
     script = Path(vmmsim.__file__).parent / "backends" / "unicorn.py"
     result = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, timeout=50, env=environment(), check=False
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        timeout=time_limit(50),
+        env=environment(),
+        check=False,
     )
 
     # It is no script; what must not happen is that `import unicorn` finds this file.
@@ -128,7 +134,7 @@ def _best(command: list[str], runs: int = 5) -> float:
     times = []
     for _ in range(runs):
         began = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True, timeout=50, env=environment())
+        subprocess.run(command, check=True, capture_output=True, timeout=time_limit(50), env=environment())
         times.append(time.perf_counter() - began)
     return min(times)
 
@@ -139,5 +145,5 @@ def test_starting_is_fast() -> None:
     light = _best([sys.executable, "-m", "vmmsim", "--help"]) - bare
     whole = _best([sys.executable, "-m", "vmmsim", "run", "loop", "-q"]) - bare
 
-    assert light < 0.2
-    assert whole < 0.6
+    assert light < time_limit(0.2)
+    assert whole < time_limit(0.6)

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from cli_tools import EXIT_WITH, JUMP_INTO_NOTHING, SPIN, Terminal, start
 
+from vmmsim.testing.slow import time_limit
+
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="terminals with termios are POSIX's")
 
 BANNER = b"press Ctrl-a x to stop"
@@ -174,6 +176,6 @@ def test_a_pty_as_the_serial_port(backend_name: str) -> None:
         echoed += os.read(line, 100)
     os.write(line, b"\n")  # ends the guest, and with it the pty
     os.close(line)
-    stdout, _ = child.communicate(timeout=20)
+    stdout, _ = child.communicate(timeout=time_limit(20))
 
     assert (child.returncode, stdout, echoed) == (0, b"", b"by pty")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from cli_tools import SPIN, start, vmmsim
 
+from vmmsim.testing.slow import time_limit
 from vmmsim.trace import Jump, read_trace
 
 ALPHABET = bytes(range(97, 123)) * 2
@@ -175,7 +176,7 @@ def test_a_run_that_is_interrupted_leaves_its_trace_whole(
     time.sleep(0.2)
     assert not file.exists()
     child.send_signal(number)
-    child.communicate(timeout=30)
+    child.communicate(timeout=time_limit(30))
     assert child.returncode in (130, 143, -15)
     trace = read_trace(file)
     assert len(trace.exits) == 1
@@ -196,4 +197,4 @@ def test_the_verb_does_not_load_what_it_does_not_need() -> None:
         "import sys, vmmsim.cli.trace\n"
         "assert not {'vcd', 'unicorn', 'capstone', 'vmmsim.explore', 'vmmsim.trace'} & sys.modules.keys()"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=30).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=time_limit(30)).returncode == 0

@@ -20,6 +20,7 @@ from vmmsim.snapshot import clone
 from vmmsim.snapshot.container import load, save, verify
 from vmmsim.snapshot.executors import check, opened
 from vmmsim.snapshot.values import Identity, Snapshot
+from vmmsim.testing.slow import time_limit
 
 #: inc byte [0x9000]; mov al, [0x9000]; add al, '0'; out 0xe9, al; in al, 0xf8; add al, '0'; out 0xe9, al; hlt
 COUNT_AND_TELL = bytes.fromhex("fe060090 a00090 0430 e6e9 e4f8 0430 e6e9 f4")
@@ -217,7 +218,7 @@ def test_ctrl_c_ends_it_cleanly(tmp_path: Path, where: str) -> None:
     )  # fmt: skip
     time.sleep(1.2)
     child.send_signal(signal.SIGINT)
-    _, said = child.communicate(timeout=20)
+    _, said = child.communicate(timeout=time_limit(20))
 
     assert child.returncode == 130
     assert b"stopped by Ctrl-C: 0 of 6 clones had ended" in said

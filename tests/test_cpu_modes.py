@@ -15,6 +15,7 @@ from vmmsim.errors import UsageError
 from vmmsim.exits import GuestExit
 from vmmsim.loaders import load_bytes
 from vmmsim.memory import GuestMemory
+from vmmsim.testing.slow import time_limit
 
 EXPECTED = {"real": "real", "reset": "real", "p16": "p16", "p32": "p32", "l64": "l64", "l64u": "l64"}
 TABLED = ["p16", "p32", "l64", "l64u"]
@@ -150,7 +151,7 @@ def test_preset_runs_code_on_each_backend(name: str, backend_name: str) -> None:
         machine.load(load_bytes(code, load_address=at, mode=name))
         before = machine.cpu.state()
         assert (before.mode, before.cpl) == (EXPECTED[name], 3 if name == "l64u" else 0)
-        assert machine.run(budget=seconds(10)) == GuestExit(7)
+        assert machine.run(budget=seconds(time_limit(10))) == GuestExit(7)
         after = machine.cpu.state()
         assert after.rax == 7
         assert after.linear_rip == at + 4

@@ -14,6 +14,8 @@ import pytest
 from cli_tools import start
 from debug_tools import elf_with_symbols
 
+from vmmsim.testing.slow import time_limit
+
 GDB = shutil.which("gdb")
 BACKENDS = ("kvm", "unicorn")
 pytestmark = [
@@ -40,7 +42,7 @@ class Debugged:
             "run", *arguments, "-q", "--gdb", f"unix:{self.socket}", stdin=subprocess.DEVNULL, stdout=pipe,
             stderr=pipe,
         )  # fmt: skip
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + time_limit(20)
         while not self.socket.exists():
             assert self.process.poll() is None, self.process.communicate()
             assert time.monotonic() < deadline
@@ -55,13 +57,18 @@ class Debugged:
         if file is not None:
             words.append(str(file))
         ran = subprocess.run(
-            words, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL, check=False
+            words,
+            capture_output=True,
+            text=True,
+            timeout=time_limit(30),
+            stdin=subprocess.DEVNULL,
+            check=False,
         )
         return ran.stdout + ran.stderr
 
     def end(self) -> tuple[int, bytes]:
         """The exit code and what the guest printed."""
-        out, _ = self.process.communicate(timeout=20)
+        out, _ = self.process.communicate(timeout=time_limit(20))
         return self.process.returncode, out
 
 
@@ -170,7 +177,7 @@ def test_ctrl_c_then_detach_then_attach_again(debug, tmp_path: Path) -> None:
             text += gdb.stdout.readline()
         time.sleep(1.0)  # "Continuing." is said before the guest runs
         gdb.send_signal(signal.SIGINT)
-        rest, _ = gdb.communicate("p *(unsigned *)0x9000\nkill\nquit\n", timeout=20)
+        rest, _ = gdb.communicate("p *(unsigned *)0x9000\nkill\nquit\n", timeout=time_limit(20))
     assert "Program received signal SIGINT" in rest
     counts = [int(values(first)[1]), *(int(v) for v in re.findall(r"\$\d+ = (\d+)", text + rest))]
     assert len(counts) == 3

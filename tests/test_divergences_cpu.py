@@ -17,6 +17,7 @@ from vmmsim.diff import divergence
 from vmmsim.errors import NotSupported
 from vmmsim.exits import Exit, GuestExit, Refused
 from vmmsim.loaders import load_bytes
+from vmmsim.testing.slow import time_limit
 
 pytest.importorskip("keystone", reason="keystone-engine has no wheel for this platform")
 
@@ -56,7 +57,7 @@ def prepare(backend: str, mode: str, code: str, *, absent: int | None = None) ->
 
 
 def run(machine: Machine) -> Exit:
-    return machine.run(budget=seconds(10))
+    return machine.run(budget=seconds(time_limit(10)))
 
 
 def test_what_rdtsc_counts(backend_name: str) -> None:

@@ -31,6 +31,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from vmmsim.testing.slow import time_limit
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _FENCE = re.compile(
@@ -117,7 +119,7 @@ def run_console(example: Example, text: str, names: dict[str, Any], page: Path) 
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=60,
+            timeout=time_limit(60),
             env=names["environment"],
             check=False,
         )

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import pytest
 
+from vmmsim.testing.slow import time_limit
+
 EXERCISES = Path(__file__).resolve().parent.parent / "docs" / "exercises"
 FOLDERS = sorted(path.parent for path in EXERCISES.glob("*/check.py"))
 
@@ -36,7 +38,7 @@ def check(folder: Path, answer: Path | None = None, backend: str = "all") -> sub
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=100,
+        timeout=time_limit(100),
         env=kept,
         check=False,
     )

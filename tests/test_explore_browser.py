@@ -13,6 +13,7 @@ from explore_tools import changed, chosen, game, matches, search
 from explore_traces import detailed, header
 
 from vmmsim.explore import page
+from vmmsim.testing.slow import time_limit
 from vmmsim.trace.records import Code, End, Event, ExitRecord, Jump, Trace
 
 # One Chromium for the whole file.
@@ -275,7 +276,7 @@ def test_registers_at_any_exit(at: Browser, cpus: int) -> None:
         at.js("location.hash = `#exit=${arguments[0]}`", n)
         at.wait(f"return document.querySelector('.exit-number')?.innerText === '#{n}'")
         expected = registers_by(trace, n, trace.exits[n - 1].cpu)
-        patience = time.monotonic() + 3  # the cards of an exit are drawn one after the other
+        patience = time.monotonic() + time_limit(3)  # the cards of an exit are drawn one after the other
         while (shown := shown_registers(at)) != expected and time.monotonic() < patience:
             time.sleep(0.02)
         if shown != expected:

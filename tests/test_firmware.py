@@ -20,6 +20,7 @@ from vmmsim.errors import UsageError
 from vmmsim.exits import GuestExit, SystemEvent
 from vmmsim.loaders import load_bytes, load_rom
 from vmmsim.testing import run_device_conformance
+from vmmsim.testing.slow import time_limit
 
 SEABIOS = Path("/usr/share/seabios")
 GIB = 1 << 30
@@ -300,8 +301,8 @@ def test_seabios_finds_no_bootable_device(name: str, engine: str, monkeypatch: p
     monkeypatch.setenv("VMMSIM_UNICORN", engine)
     with Machine(MachineConfig(model="pc"), backend="unicorn") as machine:
         machine.load(load_rom(file.read_bytes(), name=name))
-        machine.serial.expect(rb"SeaBIOS \(version ", timeout=30)
-        machine.serial.expect_exact(b"No bootable device.", timeout=30)
+        machine.serial.expect(rb"SeaBIOS \(version ", timeout=time_limit(30))
+        machine.serial.expect_exact(b"No bootable device.", timeout=time_limit(30))
 
 
 @pytest.mark.unicorn
@@ -322,5 +323,5 @@ def test_seabios_log_tells_that_it_has_our_tables() -> None:
             b"ACPI: parse DSDT at ",
             b"No bootable device.",
         ):
-            machine.serial.expect_exact(line, timeout=30)
+            machine.serial.expect_exact(line, timeout=time_limit(30))
         assert b"Unable to unlock ram" not in machine.output.data

@@ -41,6 +41,7 @@ from vmmsim.diff.shrink import shrink
 from vmmsim.errors import UsageError
 from vmmsim.memory import GuestMemory
 from vmmsim.snapshot.container import load
+from vmmsim.testing.slow import time_limit
 from vmmsim.testing.strategies import cpu_states, instructions, page_tables, programs
 
 JOBS = [Range("32", first, 100, "unicorn", "unicorn") for first in range(0, 600, 100)]
@@ -341,11 +342,11 @@ def test_ctrl_c_leaves_a_whole_corpus_and_prints_the_table(tmp_path: Path) -> No
         str(corpus),
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + time_limit(40)
     while not (corpus / "campaign.json").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=time_limit(30))
     assert process.returncode == 130
     assert "lzcnt-and-tzcnt" in out
     assert "stopped by Ctrl-C" in err

@@ -19,6 +19,7 @@ from vmmsim.cpu.state import Registers
 from vmmsim.exits import Access
 from vmmsim.loaders import load_bytes
 from vmmsim.streams import BytesSource
+from vmmsim.testing.slow import time_limit
 
 ENGINES = ["kvm", "native", "portable"]
 _MOST = 250
@@ -55,7 +56,7 @@ def glances(machine: Machine) -> list[Seen]:
         seen.append((cls, address, size, value, registers))
 
     machine.observe(look)
-    machine.run(budget=(exits(_MOST), seconds(30)))
+    machine.run(budget=(exits(_MOST), seconds(time_limit(30))))
     return seen[:_MOST]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from vmmsim import guests
+from vmmsim.testing.slow import time_limit
 
 FOLDER = Path(__file__).resolve().parent.parent / "guests" / "linux"
 FRAGMENTS = sorted(FOLDER.glob("*.config"))
@@ -23,7 +24,11 @@ needs_shell = pytest.mark.skipif(shutil.which("sh") is None, reason="no sh here"
 
 def build(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["sh", str(FOLDER / "build.sh"), *arguments], capture_output=True, text=True, timeout=20, check=False
+        ["sh", str(FOLDER / "build.sh"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=time_limit(20),
+        check=False,
     )
 
 
@@ -62,7 +67,10 @@ def test_the_programs_that_init_runs_are_in_the_initramfs() -> None:
 
 @needs_shell
 def test_the_script_says_what_it_takes_and_refuses_the_rest() -> None:
-    assert subprocess.run(["sh", "-n", str(FOLDER / "build.sh")], check=False, timeout=20).returncode == 0
+    assert (
+        subprocess.run(["sh", "-n", str(FOLDER / "build.sh")], check=False, timeout=time_limit(20)).returncode
+        == 0
+    )
     assert build("--help").stdout.startswith("usage: build.sh 64|32")
     for arguments in ([], ["16"], ["64", "--out"]):
         done = build(*arguments)

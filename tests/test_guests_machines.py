@@ -9,6 +9,7 @@ from vmmsim import Machine, guests
 from vmmsim.budget import seconds
 from vmmsim.errors import UsageError
 from vmmsim.exits import GuestExit, Halt
+from vmmsim.testing.slow import time_limit
 
 TIMERS = ["timer-real", "timer-long", "timer-user"]
 
@@ -27,7 +28,7 @@ def test_what_the_caller_says_wins_over_the_manifest() -> None:
         assert (machine.config.model, machine.config.clock, machine.config.memory) == ("pc", "exits", 1 << 20)
     with Machine.for_guest("timer-real", backend="unicorn", clock="host", model="bare") as machine:
         assert (machine.config.model, machine.config.clock) == ("bare", "host")
-        assert machine.run(budget=seconds(10)) == Halt()
+        assert machine.run(budget=seconds(time_limit(10))) == Halt()
 
 
 @pytest.mark.unicorn
@@ -44,7 +45,7 @@ def test_a_guest_of_a_pc_is_not_loaded_into_a_bare_machine() -> None:
 def test_timers_tick_in_real_time(backend_name: str, name: str) -> None:
     """At 1 or 10 kHz; a tick that the host is late for is made up, or lost, but never doubled."""
     with Machine.for_guest(name, backend=backend_name, clock="host") as machine:
-        assert machine.run(budget=seconds(20)) == GuestExit(0)
+        assert machine.run(budget=seconds(time_limit(20))) == GuestExit(0)
         assert machine.output.data.decode() == guests.load(name).manifest.expected.output
 
 
@@ -53,7 +54,7 @@ def test_a_guest_that_polls_a_port_gets_its_ticks_at_once(monkeypatch: pytest.Mo
     """Not when a slice of its instructions is over, which took 120,000 reads on the portable engine."""
     monkeypatch.setenv("VMMSIM_UNICORN", "portable")
     with Machine.for_guest("timer-user", backend="unicorn", clock="host") as machine:
-        assert machine.run(budget=seconds(20)) == GuestExit(0)
+        assert machine.run(budget=seconds(time_limit(20))) == GuestExit(0)
         assert machine.counts()["port_read"] < 40_000
 
 
@@ -65,7 +66,7 @@ def test_timers_tick_in_counted_time(name: str, engine: str, monkeypatch: pytest
     counts = set()
     for _ in range(2):
         with Machine.for_guest(name, backend="unicorn", clock="insns") as machine:
-            assert machine.run(budget=seconds(20)) == GuestExit(0)
+            assert machine.run(budget=seconds(time_limit(20))) == GuestExit(0)
             assert machine.output.data.decode() == guests.load(name).manifest.expected.output
             counts.add(machine.vcpu.insns)
     assert len(counts) == 1
@@ -74,9 +75,9 @@ def test_timers_tick_in_counted_time(name: str, engine: str, monkeypatch: pytest
 def test_the_serial_guest_talks(backend_name: str) -> None:
     with Machine.for_guest("serial-echo", backend=backend_name) as machine:
         machine.serial.send(b"Hello\n")
-        machine.serial.expect(b"Hello\n", timeout=10)
+        machine.serial.expect(b"Hello\n", timeout=time_limit(10))
         machine.serial.send(b"again, q")
-        assert machine.run(budget=seconds(20)) == GuestExit(0)
+        assert machine.run(budget=seconds(time_limit(20))) == GuestExit(0)
         assert machine.output.data == b"Hello\nagain, q"
 
 

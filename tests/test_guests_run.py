@@ -8,9 +8,10 @@ from vmmsim import Machine, guests
 from vmmsim.budget import seconds
 from vmmsim.exits import Access, Exit
 from vmmsim.streams import BytesSource
+from vmmsim.testing.slow import time_limit
 
 #: A guest here takes a fraction of a second on the slowest backend.
-LIMIT = seconds(30)
+LIMIT = seconds(time_limit(30))
 
 
 def machine_for(guest: guests.Guest, backend: str, text: bytes | None = None, seed: int = 1) -> Machine:

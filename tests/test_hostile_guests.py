@@ -20,11 +20,12 @@ from vmmsim.exits import BudgetSpent, Exit, GuestExit, Refused, Shutdown, System
 from vmmsim.loaders import load_bytes
 from vmmsim.postmortem import postmortem
 from vmmsim.streams import BytesSource
+from vmmsim.testing.slow import time_limit
 
 pytest.importorskip("keystone", reason="keystone-engine has no wheel for this platform")
 
 CODE, HANDLER, TABLE = 0x7C00, 0x7D00, 0x20000
-LIMIT = seconds(20)
+LIMIT = seconds(time_limit(20))
 #: ICW1-4 of the master 8259A (vectors from 8).
 PIC = (
     "mov al, 0x11\nout 0x20, al\nmov al, 8\nout 0x21, al\nmov al, 4\nout 0x21, al\nmov al, 1\nout 0x21, al\n"

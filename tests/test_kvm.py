@@ -46,6 +46,7 @@ if sys.platform != "linux":
 
 from vmmsim.backends import kvm, kvm_kick, kvm_state
 from vmmsim.backends.base import VmOptions
+from vmmsim.testing.slow import time_limit
 
 pvm = pytest.mark.skipif(kvm.provenance() != "kvm/pvm", reason="only kvm_pvm lacks this")
 
@@ -591,7 +592,7 @@ def test_cancel_of_a_vcpu_in_another_thread(backend: kvm.KvmBackend) -> None:
     ready.wait()
     time.sleep(0.05)
     made[0].cancel()  # type: ignore[attr-defined]
-    thread.join(timeout=10)
+    thread.join(timeout=time_limit(10))
     assert exits == [Cancelled()]
 
 
@@ -850,6 +851,6 @@ def test_finding_the_backend_loads_no_probe() -> None:
         "print(sorted(m for m in sys.modules if m.startswith('vmmsim.backends.kvm')))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=time_limit(60)
     )
     assert done.stdout.strip() == "['vmmsim.backends.kvm', 'vmmsim.backends.kvm_abi']"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vmmsim.backends import kvm_abi as abi
+from vmmsim.testing.slow import time_limit
 
 
 def _probe_source() -> str:
@@ -35,8 +36,12 @@ def header(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     directory = tmp_path_factory.mktemp("abi")
     source = directory / "probe.c"
     source.write_text(_probe_source())
-    subprocess.run([compiler, str(source), "-o", str(directory / "probe")], check=True, timeout=60)
-    text = subprocess.run([str(directory / "probe")], check=True, capture_output=True, text=True, timeout=60)
+    subprocess.run(
+        [compiler, str(source), "-o", str(directory / "probe")], check=True, timeout=time_limit(60)
+    )
+    text = subprocess.run(
+        [str(directory / "probe")], check=True, capture_output=True, text=True, timeout=time_limit(60)
+    )
     return {
         name: int(value) for name, _, value in (line.rpartition(" ") for line in text.stdout.splitlines())
     }

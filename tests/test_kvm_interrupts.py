@@ -42,6 +42,7 @@ from vmmsim.backends import kvm, kvm_msrs
 from vmmsim.backends.base import VmOptions
 from vmmsim.memory import GuestMemory
 from vmmsim.testing.bench import CODE, HOLE, STACK, Bench
+from vmmsim.testing.slow import time_limit
 
 pytestmark = [pytest.mark.kvm, pytest.mark.timeout(60)]
 
@@ -944,7 +945,7 @@ def test_two_vcpus_in_two_threads_lose_no_locked_increment(backend: kvm.KvmBacke
         with pytest.raises(UsageError, match="running"):
             vm.close()
         for thread in threads:
-            thread.join(30)
+            thread.join(time_limit(30))
         assert exits == [Halt(), Halt()]
         assert int.from_bytes(memory.read(0x5000, 4), "little") == 2 * rounds
     finally:

@@ -20,6 +20,7 @@ from vmmsim.loaders.acpi import AcpiTables, PciRoot, acpi_tables
 from vmmsim.loaders.e820 import E820Entry, E820Type, e820_map, pack_boot_params, pack_multiboot, pack_pvh
 from vmmsim.loaders.image import BootMemory
 from vmmsim.loaders.mptable import mp_table
+from vmmsim.testing.slow import time_limit
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -164,7 +165,12 @@ def test_iasl_disassembles_every_table_and_compiles_the_dsdt_again(variant: str,
     for name in ("RSDT", "XSDT", "FACP", "APIC", "FACS", "DSDT"):
         (tmp_path / f"{name}.aml").write_bytes(made.table(name))
         done = subprocess.run(
-            [iasl, "-d", f"{name}.aml"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+            [iasl, "-d", f"{name}.aml"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=time_limit(60),
+            check=False,
         )
         said = done.stdout + done.stderr
         assert done.returncode == 0, said
@@ -174,7 +180,7 @@ def test_iasl_disassembles_every_table_and_compiles_the_dsdt_again(variant: str,
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=time_limit(60),
         check=False,
     )
 

@@ -39,6 +39,7 @@ from vmmsim.exits import (
     Shutdown,
 )
 from vmmsim.loaders.flat import load_flat
+from vmmsim.testing.slow import time_limit
 
 #: out 0xe9, al; inc al; jmp to the start: prints for ever.
 PRINT_FOR_EVER = bytes.fromhex("e6e9fec0ebfa")
@@ -173,7 +174,7 @@ def test_a_budget_of_seconds_ends_a_spin(backend_name: str) -> None:
         began = time.perf_counter()
         exit = machine.run(budget=budget.seconds(0.2))
         assert exit == BudgetSpent("seconds", 0.2)
-        assert 0.15 < time.perf_counter() - began < 2
+        assert 0.15 < time.perf_counter() - began < time_limit(2)
         assert machine.cpu.rip == 0x7C00
 
 
@@ -198,7 +199,9 @@ def test_a_budget_of_instructions_is_exact_or_not_supported(backend_name: str, b
 
 def test_the_first_of_several_budgets_ends_the_run(backend_name: str) -> None:
     with machine_with(PRINT_FOR_EVER, backend_name) as machine:
-        assert machine.run(budget=(budget.exits(3), budget.seconds(20))) == BudgetSpent("exits", 3)
+        assert machine.run(budget=(budget.exits(3), budget.seconds(time_limit(20)))) == BudgetSpent(
+            "exits", 3
+        )
 
 
 @pytest.mark.parametrize("make", [budget.insns, budget.exits, budget.seconds])
@@ -417,7 +420,7 @@ sys.exit(f"parent: {ended}" if ended != "budget" else os.waitstatus_to_exitcode(
 def test_ctrl_c_in_a_child_process_is_the_childs(backend_name: str) -> None:
     for _ in range(2):  # of two threads at one socket either can be the first
         command = [sys.executable, "-W", "ignore", "-c", _FORK, backend_name]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=time_limit(50))
         assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -434,7 +437,7 @@ def test_a_run_within_a_devices_answer_leaves_the_outer_run_its_signals(backend_
         timer = threading.Timer(0.3, signal.raise_signal, (signal.SIGINT,))
         timer.start()
         with pytest.raises(KeyboardInterrupt):
-            machine.run(budget=budget.seconds(10))
+            machine.run(budget=budget.seconds(time_limit(10)))
         timer.join()
         assert machine.seconds < 5
 
@@ -447,15 +450,15 @@ def test_expect_and_send(backend_name: str) -> None:
     echo = bytes.fromhex("bafd03eca80174f8b2f8ec40eeebf2")
     with machine_with(echo, backend_name) as machine:
         machine.serial.send(b"HAL")
-        machine.serial.expect(b"IBM", timeout=10)
+        machine.serial.expect(b"IBM", timeout=time_limit(10))
         machine.serial.send(b"@")
-        machine.serial.expect(b"A", timeout=10)
+        machine.serial.expect(b"A", timeout=time_limit(10))
         assert machine.output.data == b"IBMA"
 
 
 def test_expect_says_when_the_machine_has_ended(backend_name: str) -> None:
     with machine_with(b"\xf4", backend_name) as machine, pytest.raises(GuestError, match="ended first: halt"):
-        machine.serial.expect(b"login:", timeout=5)
+        machine.serial.expect(b"login:", timeout=time_limit(5))
 
 
 def test_expect_does_not_run_on_behind_the_end(backend_name: str) -> None:
@@ -465,7 +468,7 @@ def test_expect_does_not_run_on_behind_the_end(backend_name: str) -> None:
         assert isinstance(machine.run(), Halt)
         printed = machine.output.data
         with pytest.raises(GuestError, match="the machine has ended: halt"):
-            machine.serial.expect(b"login:", timeout=5)
+            machine.serial.expect(b"login:", timeout=time_limit(5))
         assert machine.output.data == printed == b"A"
         assert machine.serial.expect(b"A").group() == b"A"
 

@@ -37,6 +37,7 @@ from vmmsim.snapshot.migrate import Migrated, Progress, migrate
 from vmmsim.snapshot.receive import Received, receive
 from vmmsim.snapshot.wire import Address, Listener, Wire, connect, read_key
 from vmmsim.streams import BytesSource
+from vmmsim.testing.slow import time_limit
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="uses Unix sockets")
 
@@ -83,7 +84,7 @@ class Taking(threading.Thread):
             self.error = error
 
     def machine(self) -> Machine:
-        self.join(20)
+        self.join(time_limit(20))
         assert self.found is not None, self.error
         return self.found.machine
 
@@ -225,7 +226,7 @@ def test_a_guest_that_ends_first_has_not_moved() -> None:
     with Machine.for_guest("hello16", backend="unicorn") as machine:
         taking = Taking(Wire(theirs, 5), backend="unicorn")
         moved = migrate(machine, Wire(ours, 5))
-        taking.join(10)
+        taking.join(time_limit(10))
 
         assert isinstance(moved.end, Halt)
         assert moved.report is None
@@ -261,13 +262,13 @@ def test_a_key_that_is_waited_for_is_not_made_up() -> None:
         taking = Taking(Wire(theirs, 5), backend="unicorn")
         typing = threading.Thread(target=type_slowly)
         typing.start()
-        moved = migrate(machine, Wire(ours, 5), timeout=10)
+        moved = migrate(machine, Wire(ours, 5), timeout=time_limit(10))
         moved_at.set()
         typing.join()
         assert moved.report is not None
         with taking.machine() as there:
             there.source.send(b"m.")  # type: ignore[attr-defined]
-            assert isinstance(there.run(budget=seconds(10)), Halt)
+            assert isinstance(there.run(budget=seconds(time_limit(10))), Halt)
             printed = machine.output.data + there.output.data
             # NUL would be no letter; m is too high for the letter, each time.
             assert b"is no letter" not in printed
@@ -343,7 +344,7 @@ def test_a_guest_that_makes_no_step_for_long_is_not_given_up(monkeypatch: pytest
         taking = Taking(Wire(theirs, 1.5), backend="unicorn", patience=1.5)
         typing = threading.Thread(target=type_late)
         typing.start()
-        moved = migrate(machine, Wire(ours, 5), timeout=20)
+        moved = migrate(machine, Wire(ours, 5), timeout=time_limit(20))
         done.set()
         typing.join()
         assert moved.report is not None, taking.error
@@ -363,7 +364,7 @@ def test_an_access_that_is_half_done_is_no_time_to_move() -> None:
         taking = Taking(Wire(theirs, 5), backend="unicorn")
         with pytest.raises(UsageError, match="in the middle of an instruction"):
             migrate(machine, Wire(ours, 5), live=False)
-        taking.join(10)
+        taking.join(time_limit(10))
 
         assert "in the middle of an instruction" in str(taking.error)
         machine.answer(exit)  # type: ignore[arg-type]
@@ -386,7 +387,7 @@ def test_a_device_that_cannot_move_is_named_on_both_sides() -> None:
         taking = Taking(Wire(theirs, 5), backend="unicorn")
         with pytest.raises(UsageError, match="'odd' cannot be part of a snapshot"):
             migrate(machine, Wire(ours, 5), live=False)
-        taking.join(10)
+        taking.join(time_limit(10))
         assert "'odd'" in str(taking.error)
         assert isinstance(machine.run(), Halt)
 
@@ -407,7 +408,7 @@ def test_a_wrong_key_moves_nothing(key: bytes) -> None:
         taking = Taking(Wire(theirs, 5), backend="unicorn", key=KEY)
         with pytest.raises(MigrationError) as caught:
             migrate(machine, Wire(ours, 5), key=key, live=False)
-        taking.join(10)
+        taking.join(time_limit(10))
         assert "--key-file" in caught.value.hint
         assert "another key" in str(taking.error)
         assert isinstance(machine.run(), Halt)
@@ -435,7 +436,7 @@ def attempt(forth: int = 1 << 30, back: int = 1 << 30) -> tuple[str, bytes, byte
             runs.append("source")
             machine.run()
             printed = machine.output.data
-        taking.join(10)
+        taking.join(time_limit(10))
         if taking.found is not None:
             with taking.found.machine as moved:
                 runs.append("destination")
@@ -528,7 +529,7 @@ def test_a_destination_that_is_killed_leaves_the_guest_running_here(tmp_path: Pa
             def kill(progress: Progress) -> None:
                 if progress.phase == "round":
                     child.send_signal(signal.SIGKILL)
-                    child.wait(10)
+                    child.wait(time_limit(10))
 
             with dirtying("unicorn") as machine:
                 rounds = machine.cpu.rbx
@@ -554,7 +555,7 @@ def test_a_source_that_is_killed_leaves_nothing_running_there(tmp_path: Path) ->
             def kill(progress: Progress) -> None:
                 if progress.phase == "round":
                     child.send_signal(signal.SIGKILL)
-                    child.wait(10)
+                    child.wait(time_limit(10))
 
             with pytest.raises(MigrationError, match="the source ended too early"):
                 receive(wire, backend="unicorn", progress=kill)
@@ -571,14 +572,14 @@ def test_a_reader_that_stops_reading_is_given_up() -> None:
         machine.memory.write(0x300000, os.urandom(4 << 20))
         taking = Taking(
             Wire(theirs, 5), backend="unicorn",
-            progress=lambda progress: gate.wait(10) if progress.phase == "round" else None,
+            progress=lambda progress: gate.wait(time_limit(10)) if progress.phase == "round" else None,
         )  # fmt: skip
         began = time.monotonic()
         with pytest.raises(MigrationError, match="takes nothing any more"):
             migrate(machine, Wire(ours, 0.3))
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < time_limit(5)
         gate.set()
-        taking.join(10)
+        taking.join(time_limit(10))
         assert taking.found is None
         before = machine.cpu.rbx
         machine.run(budget=seconds(0.2))
@@ -597,8 +598,8 @@ def test_a_reader_that_drips_does_not_hold_a_guest_that_stands_still() -> None:
         began = time.monotonic()
         with pytest.raises(MigrationError, match=r"takes nothing any more|says nothing"):
             migrate(machine, Wire(ours, 1.0), live=False, patience=1.0)
-        assert time.monotonic() - began < 6
-        taking.join(10)
+        assert time.monotonic() - began < time_limit(6)
+        taking.join(time_limit(10))
         assert isinstance(machine.run(), Halt)
 
 
@@ -629,7 +630,7 @@ def test_a_run_that_its_caller_cancels_is_not_moved() -> None:
                 machine.cancel()
 
         moved = migrate(machine, Wire(ours, 5), cancelled=asked.is_set, progress=stop)
-        taking.join(10)
+        taking.join(time_limit(10))
         assert moved.end is not None
         assert moved.end.kind == "cancelled"
         assert "gave up" in str(taking.error)
@@ -711,7 +712,7 @@ def test_over_tcp_with_a_key() -> None:
         found: list[Wire | None] = []
         taking.start()
         wire = connect(listener.address)
-        taking.join(5)
+        taking.join(time_limit(5))
         assert found[0] is not None
         receiver = Taking(found[0], backend="unicorn", key=KEY, source=BytesSource(INPUT))
         assert migrate(machine, wire, key=KEY, live=False).report is not None
@@ -724,7 +725,7 @@ def test_over_tcp_with_a_key() -> None:
 def test_the_clock_and_its_timers_go_on_where_they_were() -> None:
     trace: list[Any] = []
     with traced(Machine.for_guest("timer-real", backend="unicorn", clock="exits"), trace) as machine:
-        machine.run(budget=seconds(10))
+        machine.run(budget=seconds(time_limit(10)))
         end = machine.clock.now()
     found: list[Any] = []
     with traced(Machine.for_guest("timer-real", backend="unicorn", clock="exits"), found) as machine:
@@ -733,6 +734,6 @@ def test_the_clock_and_its_timers_go_on_where_they_were() -> None:
         there, _ = move(machine, "unicorn")
         with traced(there, found):
             assert there.clock.now() == now > 0
-            there.run(budget=seconds(10))
+            there.run(budget=seconds(time_limit(10)))
             assert there.clock.now() == end
             assert found == trace

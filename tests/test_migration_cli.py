@@ -26,6 +26,7 @@ from vmmsim.snapshot.container import save
 from vmmsim.snapshot.receive import receive
 from vmmsim.snapshot.wire import Address, Listener
 from vmmsim.streams import BytesSource
+from vmmsim.testing.slow import time_limit
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="uses Unix sockets")
 
@@ -47,7 +48,7 @@ class Receiver:
         self.url = found[1].decode()
 
     def end(self) -> tuple[int, bytes, bytes]:
-        out, err = self.child.communicate(timeout=20)
+        out, err = self.child.communicate(timeout=time_limit(20))
         return self.child.returncode, out, self.said + err
 
     def __enter__(self) -> Receiver:
@@ -224,8 +225,8 @@ def test_nobody_knows_where_it_runs_and_it_is_kept(url: str, tmp_path: Path) -> 
     try:
         receive(lossy, backend="unicorn").machine.close()
     except MigrationError as error:
-        pytest.fail(f"{error} {child.communicate(timeout=20)}")
-    _, err = child.communicate(timeout=20)
+        pytest.fail(f"{error} {child.communicate(timeout=time_limit(20))}")
+    _, err = child.communicate(timeout=time_limit(20))
 
     assert child.returncode == 125
     assert b"has not confirmed it" in err
@@ -274,4 +275,4 @@ def test_other_hosts_need_to_be_allowed() -> None:
     )
     assert allowed.returncode == 124
     assert b"nothing has come in time" in allowed.stderr
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < time_limit(10)

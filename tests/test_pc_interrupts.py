@@ -17,6 +17,7 @@ from vmmsim.errors import NotSupported, UsageError
 from vmmsim.exits import Cancelled, GuestExit, Halt, SystemEvent
 from vmmsim.loaders import load_bytes
 from vmmsim.streams import BytesSource
+from vmmsim.testing.slow import time_limit
 
 pytest.importorskip("keystone", reason="keystone-engine has no wheel for this platform")
 
@@ -68,7 +69,7 @@ def traced(backend: str, code: str, handler: str, **arguments: object) -> tuple[
     with pc(backend, code, handler, clock="exits", **arguments) as machine:
         trace: list[TraceStep] = []
         machine.observe(lambda *access: trace.append(TraceStep.of_access(*access)))
-        end = machine.run(budget=seconds(20))
+        end = machine.run(budget=seconds(time_limit(20)))
         trace.append(TraceStep.of(end, machine.cpu.rip))
         return trace, machine.output.data
 
@@ -97,7 +98,7 @@ def test_characters_come_by_interrupt(backend_name: str, monkeypatch: pytest.Mon
 
 def test_a_guest_that_spins_without_an_exit_gets_its_ticks_in_real_time(backend_name: str) -> None:
     with pc(backend_name, SILENT, FIFTH) as machine:
-        assert machine.run(budget=seconds(10)) == GuestExit(7)
+        assert machine.run(budget=seconds(time_limit(10))) == GuestExit(7)
 
 
 @pytest.mark.unicorn
@@ -109,7 +110,7 @@ def test_a_run_by_instructions_repeats_to_the_instruction(
     ends = []
     for _ in range(2):
         with pc("unicorn", SILENT, FIFTH, clock="insns") as machine:
-            assert machine.run(budget=seconds(30)) == GuestExit(7)
+            assert machine.run(budget=seconds(time_limit(30))) == GuestExit(7)
             ends.append((machine.vcpu.insns, machine.vcpu.registers()))
     assert ends[0] == ends[1]
     # Mode 2 sets OUT high when it is chosen: an edge, and the first tick. Then four periods of 1,193
@@ -121,7 +122,7 @@ def test_a_run_by_instructions_repeats_to_the_instruction(
 @pytest.mark.parametrize("clock", ["host", "exits"])
 def test_a_halt_that_nothing_can_end_is_the_end(backend_name: str, clock: str) -> None:
     with pc(backend_name, "sti\nhlt\n", clock=clock, source=BytesSource(b"")) as machine:
-        assert machine.run(budget=seconds(5)) == Halt()
+        assert machine.run(budget=seconds(time_limit(5))) == Halt()
 
 
 def test_a_cancel_ends_a_halt(backend_name: str) -> None:
@@ -129,8 +130,8 @@ def test_a_cancel_ends_a_halt(backend_name: str) -> None:
         timer = threading.Timer(0.2, machine.cancel)
         began = time.monotonic()
         timer.start()
-        assert machine.run(budget=seconds(20)) == Cancelled()
-        assert time.monotonic() - began < 5
+        assert machine.run(budget=seconds(time_limit(20))) == Cancelled()
+        assert time.monotonic() - began < time_limit(5)
 
 
 def test_a_cancel_ends_a_halt_that_waits_for_a_timer_only(backend_name: str) -> None:
@@ -139,8 +140,8 @@ def test_a_cancel_ends_a_halt_that_waits_for_a_timer_only(backend_name: str) -> 
         timer = threading.Timer(0.2, machine.cancel)
         began = time.monotonic()
         timer.start()
-        assert machine.run(budget=seconds(20)) == Cancelled()
-        assert time.monotonic() - began < 5
+        assert machine.run(budget=seconds(time_limit(20))) == Cancelled()
+        assert time.monotonic() - began < time_limit(5)
 
 
 @pytest.mark.kvm
@@ -161,12 +162,12 @@ def test_kvm_has_no_clock_of_instructions() -> None:
 )
 def test_ways_to_end_a_pc(backend_name: str, code: str, event: str) -> None:
     with pc(backend_name, code) as machine:
-        assert machine.run(budget=seconds(10)) == SystemEvent(event)
+        assert machine.run(budget=seconds(time_limit(10))) == SystemEvent(event)
 
 
 def test_a_pc_without_its_interrupt_controller_is_never_interrupted(backend_name: str) -> None:
     with pc(backend_name, HALTS, DOT, without=("pic", "lapic", "ioapic"), clock="exits") as machine:
-        assert machine.run(budget=seconds(10)) == Halt()
+        assert machine.run(budget=seconds(time_limit(10))) == Halt()
         assert machine.output.data == b""
 
 

@@ -22,6 +22,7 @@ from vmmsim.loaders.acpi_linker import fw_cfg_tables
 from vmmsim.loaders.e820 import E820Type
 from vmmsim.models import holes, ram
 from vmmsim.pc_tables import boot_kernel, pc_tables
+from vmmsim.testing.slow import time_limit
 
 LINUX = Path(__file__).resolve().parents[2] / "shared" / "guests" / "linux"
 MEMTEST = Path("/boot/memtest86+x64.bin")
@@ -91,14 +92,14 @@ def test_memory_beyond_3_gib_is_above_4_gib(backend_name: str, kind: str) -> Non
         # Protected mode, a byte from the last of low RAM, and one from the hole: all ones.
         code = "8a1dffffffbf8a3d000000c000fb88d8e6f4"  # mov bl,; mov bh,; add bl, bh; out 0xf4, al
         machine.load(load_bytes(bytes.fromhex(code), mode="p32"))
-        assert machine.run(budget=seconds(20)) == GuestExit((ord("t") + 0xFF) & 0xFF)
+        assert machine.run(budget=seconds(time_limit(20))) == GuestExit((ord("t") + 0xFF) & 0xFF)
 
 
 def test_the_display_of_a_pc_is_a_hole(backend_name: str) -> None:
     with Machine(backend=backend_name, model="pc") as machine:
         # mov ax, 0xb800; mov ds, ax; mov byte [0], 7; mov al, [0]; out 0xf4, al
         machine.load(load_bytes(bytes.fromhex("b800b88ed8c606000007a00000e6f4"), mode="real"))
-        assert machine.run(budget=seconds(20)) == GuestExit(0xFF)
+        assert machine.run(budget=seconds(time_limit(20))) == GuestExit(0xFF)
         assert machine.mmio.unclaimed_writes == 1
 
 
@@ -189,7 +190,12 @@ def test_iasl_reads_the_tables_of_the_machine(tmp_path: Path) -> None:
     for name, data in Memory(pc()).acpi().items():
         (tmp_path / f"{name}.aml").write_bytes(data)
         done = subprocess.run(
-            [iasl, "-d", f"{name}.aml"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+            [iasl, "-d", f"{name}.aml"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=time_limit(60),
+            check=False,
         )
         said = done.stdout + done.stderr
         assert done.returncode == 0, said
@@ -368,10 +374,10 @@ def test_linux_sees_the_memory_map_and_takes_the_ram_above_4_gib() -> None:
             b"[mem 0x0000000000100000-0x00000000bfffffff] usable",
             b"[mem 0x0000000100000000-0x0000000103ffffff] usable",
         ):
-            machine.serial.expect_exact(b"BIOS-e820: " + line, timeout=30)
+            machine.serial.expect_exact(b"BIOS-e820: " + line, timeout=time_limit(30))
         # What it made of them: node 0 has the RAM on both sides of the hole.
-        machine.serial.expect_exact(b"Early memory node ranges", timeout=30)
-        machine.serial.expect_exact(b"[mem 0x0000000100000000-0x0000000103ffffff]", timeout=30)
+        machine.serial.expect_exact(b"Early memory node ranges", timeout=time_limit(30))
+        machine.serial.expect_exact(b"[mem 0x0000000100000000-0x0000000103ffffff]", timeout=time_limit(30))
 
 
 def debian_kernel() -> Path | None:
@@ -391,7 +397,7 @@ def test_debians_kernel_boots_with_and_without_acpi(acpi: str) -> None:
         pytest.skip("no stock Debian kernel: set VMMSIM_DEBIAN_KERNEL or install linux-image-cloud-amd64")
     append = "console=ttyS0 panic=-1" + (" acpi=off reboot=k" if acpi == "off" else "")
     with boot(kernel, pc(512 * MIB), append, LINUX / "initrd-busybox64.cpio.gz") as machine:
-        assert machine.run(budget=seconds(100)) == SystemEvent("reset")
+        assert machine.run(budget=seconds(time_limit(100))) == SystemEvent("reset")
         text = machine.output.data
     assert b"BUSYBOX-INIT-OK" in text
     assert (b"ACPI: PM-Timer IO Port: 0x608" in text) == (acpi == "on")
@@ -409,7 +415,7 @@ def test_memtest86_finishes_its_first_test_and_finds_no_error() -> None:
     with Machine(config, backend="unicorn") as machine:
         machine.load(image)
         # Its screen, sent to the serial port about every other second. The first tests are short.
-        machine.serial.expect(rb"#0  \[Address test, walking ones", timeout=20)
-        machine.serial.expect(rb"#[1-9]\d*  \[", timeout=30)
-        machine.serial.expect(rb"Errors: 0  ", timeout=20)
+        machine.serial.expect(rb"#0  \[Address test, walking ones", timeout=time_limit(20))
+        machine.serial.expect(rb"#[1-9]\d*  \[", timeout=time_limit(30))
+        machine.serial.expect(rb"Errors: 0  ", timeout=time_limit(20))
         assert not any(f"Errors: {digit}".encode() in machine.output.data for digit in "123456789")

@@ -14,6 +14,7 @@ from vmmsim import UsageError
 from vmmsim.exits import MmioRead, MmioWrite, MsrRead, PortRead, PortWrite
 from vmmsim.testing import Side, assert_same_behaviour
 from vmmsim.testing.script import script_image
+from vmmsim.testing.slow import time_limit
 from vmmsim.trace import read_trace
 
 pytestmark = pytest.mark.unicorn
@@ -80,7 +81,7 @@ def run(folder: Path, text: str, *arguments: str) -> subprocess.CompletedProcess
         env={**kept, "VMMSIM_KVM_DEVICE": "/no/such/kvm"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=time_limit(60),
         check=False,
     )
 

@@ -29,6 +29,7 @@ from vmmsim.exits import ACCESS_EXITS, Access
 from vmmsim.memory import GuestMemory
 from vmmsim.streams import BytesSource
 from vmmsim.testing import CHECKS
+from vmmsim.testing.slow import time_limit
 
 PAIRS = [
     pytest.param("kvm", "unicorn", marks=[pytest.mark.kvm, pytest.mark.unicorn], id="kvm-unicorn"),
@@ -51,7 +52,7 @@ def open_machine(name: str, variant: str, monkeypatch: pytest.MonkeyPatch) -> Ma
 def run_inline(machine: Machine) -> list[TraceStep]:
     trace: list[TraceStep] = []
     forget = machine.observe(lambda *access: trace.append(TraceStep.of_access(*access)))
-    end = machine.run(budget=seconds(30))
+    end = machine.run(budget=seconds(time_limit(30)))
     forget()
     return [*trace, TraceStep.of(end, machine.cpu.rip)]
 

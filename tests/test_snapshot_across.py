@@ -24,6 +24,7 @@ from vmmsim.loaders import load_bytes
 from vmmsim.snapshot.container import load, save
 from vmmsim.snapshot.values import CpuSnapshot, Snapshot
 from vmmsim.streams import BytesSource
+from vmmsim.testing.slow import time_limit
 
 VARIANTS = ("kvm", "unicorn", "unicorn-portable")
 
@@ -65,7 +66,7 @@ class Traced:
         machine.observe(lambda *access: self.trace.append(TraceStep.of_access(*access)))
 
     def to_the_end(self) -> list[TraceStep]:
-        end = self.machine.run(budget=seconds(20))
+        end = self.machine.run(budget=seconds(time_limit(20)))
         return [*self.trace, TraceStep.of(end, self.machine.cpu.rip)]
 
 
@@ -126,7 +127,7 @@ def taken_in_a_run(machine: Machine, at: list[int]) -> dict[int, Snapshot]:
             machine.between(lambda number=seen: taken.update({number: machine.snapshot()}))
 
     machine.observe(look)
-    machine.run(budget=seconds(20))
+    machine.run(budget=seconds(time_limit(20)))
     return taken
 
 
@@ -343,7 +344,7 @@ iret
 def pending(backend: Backend) -> Snapshot:
     """A timer's interrupt waits in the 8259A, behind the P that was printed; IF is clear."""
     with made(backend, PENDING, mode="real", bits=16, handler=TOLD) as machine:
-        machine.run(until=lambda exit: getattr(exit, "address", 0) == 0xE9, budget=seconds(20))
+        machine.run(until=lambda exit: getattr(exit, "address", 0) == 0xE9, budget=seconds(time_limit(20)))
         snapshot = machine.snapshot()
     assert snapshot.devices["pic"].master.irr & 1
     return snapshot
@@ -467,7 +468,7 @@ def test_a_halted_cpu_is_woken_by_a_timer_elsewhere(style: str, source: str, tar
         with over(snapshot, cpu(target)) as restored:
             again = Traced(restored)
             if style == "run":
-                assert restored.run(budget=seconds(20)) == Halt()
+                assert restored.run(budget=seconds(time_limit(20))) == Halt()
             else:
                 assert list(restored.exits())[-1] == Halt()
             assert again.trace == rest
@@ -479,10 +480,10 @@ def test_an_nmi_wakes_a_halted_cpu_elsewhere(source: str, target: str, cpu: Cpu)
     """HLT with interrupts off: nothing but the NMI that came with the snapshot ends it."""
     code = PENDING.replace("mov bx, 1500", "mov bx, 1").replace("sti\n", "cli\nhlt\n")
     with made(cpu(source), code, mode="real", bits=16, handler=TOLD) as machine:
-        assert machine.run(budget=seconds(20)) == Halt()
+        assert machine.run(budget=seconds(time_limit(20))) == Halt()
         snapshot = altered(machine.snapshot(), set_nmi)
     with over(snapshot, cpu(target)) as restored:
-        assert restored.run(budget=seconds(20)) == Halt()
+        assert restored.run(budget=seconds(time_limit(20))) == Halt()
         assert restored.output.data == b"\x80"
         assert restored.cpu.rcx & 0xFF == 3
 
@@ -598,7 +599,7 @@ def test_rounding_is_as_it_was_set(mode: int, source: str, target: str, cpu: Cpu
             middle = machine.snapshot()
             other = target if variant == source else source
         with over(middle, cpu(other)) as restored:
-            assert restored.run(budget=seconds(20)) == GuestExit(0)
+            assert restored.run(budget=seconds(time_limit(20))) == GuestExit(0)
             stored.append(restored.memory.read(0x5010, 0x30))
     assert stored[0] == stored[1]
     third, quotient = (int.from_bytes(stored[0][at : at + 8], "little") for at in (0, 8))
@@ -632,7 +633,7 @@ FIFO = "mov edx, 0x3fa\nmov al, 1\nout dx, al\nmov ecx, 20\nspin:\nin al, 0x80\n
 @pytest.mark.parametrize("number", [1, 2, 5, 21])
 def test_being_restored_is_no_occasion_to_take_input(variant: str, number: int, cpu: Cpu) -> None:
     with made(cpu(variant), FIFO, source=BytesSource(b"0123456789")) as machine:
-        machine.run(budget=seconds(20))
+        machine.run(budget=seconds(time_limit(20)))
         uart, position = machine.device_states()["uart"], machine.source.position
     with made(cpu(variant), FIFO, source=BytesSource(b"0123456789")) as machine:
         machine.run(budget=exits(number))
@@ -640,7 +641,7 @@ def test_being_restored_is_no_occasion_to_take_input(variant: str, number: int, 
         machine.run(budget=exits(7))
         for _ in range(2):
             machine.restore(snapshot)
-            assert machine.run(budget=seconds(20)) == Halt()
+            assert machine.run(budget=seconds(time_limit(20))) == Halt()
             assert machine.device_states()["uart"] == uart
             assert machine.source.position == position
 
@@ -669,6 +670,6 @@ def test_a_run_that_was_cancelled_in_a_halt_waits_on(variant: str, cpu: Cpu) -> 
     with made(cpu(variant), code, mode="real", bits=16, handler=TOLD, clock="host") as machine:
         assert machine.run(budget=seconds(0.02)) == BudgetSpent("seconds", 0.02)  # 55 ms are a period
         began = machine.clock.now()
-        assert machine.run(budget=seconds(20)) == Halt()
+        assert machine.run(budget=seconds(time_limit(20))) == Halt()
         assert machine.output.data == b"P\0\0"
         assert machine.clock.now() - began > 20_000_000

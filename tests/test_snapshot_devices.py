@@ -25,6 +25,7 @@ from vmmsim.loaders import load_bytes
 from vmmsim.models import DEVICES, MODELS
 from vmmsim.snapshot.values import Snapshot
 from vmmsim.streams import BytesSource, QueueSource
+from vmmsim.testing.slow import time_limit
 
 #: Devices of no model, which are added to `pc`.
 EXTRA = tuple(name for name in DEVICES if not any(name in names for names in MODELS.values()))
@@ -274,7 +275,7 @@ def interpreter(backend: Any, seed: int) -> Machine:
 def finish(machine: Machine) -> tuple[list[TraceStep], list[Any]]:
     trace: list[TraceStep] = []
     machine.observe(lambda *access: trace.append(TraceStep.of_access(*access)))
-    end = machine.run(budget=seconds(20))
+    end = machine.run(budget=seconds(time_limit(20)))
     return trace, [end.describe(), machine.device_states(), machine.memory.digest(), machine.clock.now()]
 
 

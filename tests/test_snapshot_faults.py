@@ -22,6 +22,7 @@ from snapshot_samples import GOLDEN, child, sample
 from vmmsim.errors import HostError, SnapshotError, VmmsimError
 from vmmsim.snapshot.container import flatten, load, save
 from vmmsim.snapshot.pack import pack, unpack
+from vmmsim.testing.slow import time_limit
 
 CALLS = ("open", "write", "lseek", "fsync", "close", "replace")
 TESTS = Path(__file__).parent
@@ -227,7 +228,7 @@ def test_kill_9_at_each_step_leaves_the_old_file_or_the_new_one(directory: Path,
 
     result = subprocess.run(
         [sys.executable, "-c", KILLER, str(TESTS), operation, str(base)],
-        capture_output=True, text=True, timeout=100, env=environment(), check=False,
+        capture_output=True, text=True, timeout=time_limit(100), env=environment(), check=False,
     )  # fmt: skip
 
     assert result.returncode == 0, result.stderr

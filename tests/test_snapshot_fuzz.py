@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from cli_tools import environment
 
+from vmmsim.testing.slow import time_limit
+
 TOOL = Path(__file__).resolve().parent.parent / "tools" / "fuzz_snapshot.py"
 
 pytest.importorskip("resource", reason="the fuzzer limits its memory, which needs POSIX")
@@ -23,7 +25,7 @@ def fuzz(*arguments: str, patch: str = "") -> subprocess.CompletedProcess[str]:
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=time_limit(110),
         env=environment(),
         check=False,
     )

@@ -14,6 +14,7 @@ from vmmsim.exits import Halt, MmioRead
 from vmmsim.snapshot.cow import can_map, image_of
 from vmmsim.snapshot.values import Snapshot
 from vmmsim.streams import BytesSource
+from vmmsim.testing.slow import time_limit
 
 #: Five wrong guesses and one more: a lost game.
 GUESSES = b"a\nb\nc\nd\ne\nf\n"
@@ -47,7 +48,7 @@ def test_a_restored_machine_has_the_same_future(backend_name: str, copy: bool) -
         futures, ends = [], []
         for _ in range(3):
             began = len(trace)
-            assert machine.run(budget=seconds(20)) == Halt()
+            assert machine.run(budget=seconds(time_limit(20))) == Halt()
             futures.append(trace[began:])
             ends.append(end(machine))
             machine.restore(snapshot, copy=copy)
@@ -61,11 +62,11 @@ def test_a_new_machine_goes_on_where_the_snapshot_was_taken(backend_name: str) -
         trace = Trace(machine)
         machine.run(budget=exits(100))
         snapshot = machine.snapshot()
-        machine.run(budget=seconds(20))
+        machine.run(budget=seconds(time_limit(20)))
         finished = end(machine)
     with Machine.from_snapshot(snapshot, backend=backend_name, source=BytesSource(GUESSES)) as other:
         again = Trace(other)
-        assert other.run(budget=seconds(20)) == Halt()
+        assert other.run(budget=seconds(time_limit(20))) == Halt()
         assert again == trace[100:]
         assert end(other) == finished
 
@@ -94,10 +95,10 @@ def test_in_a_run_it_is_taken_between_two_instructions(backend_name: str) -> Non
                 machine.between(lambda: taken.append(machine.snapshot()))
 
         machine.observe(at_the_hundredth)
-        assert machine.run(budget=seconds(20)) == Halt()
+        assert machine.run(budget=seconds(time_limit(20))) == Halt()
         machine.restore(taken[0])
         began = len(trace)
-        assert machine.run(budget=seconds(20)) == Halt()
+        assert machine.run(budget=seconds(time_limit(20))) == Halt()
         assert trace[began:] == trace[100:began]
 
 
@@ -115,14 +116,14 @@ def test_a_run_can_go_back_in_the_middle(backend_name: str) -> None:
                 machine.between(lambda: machine.restore(snapshot))
 
         machine.observe(go_back)
-        assert machine.run(budget=seconds(20)) == Halt()
+        assert machine.run(budget=seconds(time_limit(20))) == Halt()
         assert trace[150:200] == trace[100:150]
 
 
 def test_what_ends_a_run_where_something_is_between_still_ends_it(backend_name: str) -> None:
     with game(backend_name) as machine:
         machine.observe(lambda *access: machine.between(lambda: None))
-        assert isinstance(machine.run(until=MmioRead, budget=seconds(20)), MmioRead)
+        assert isinstance(machine.run(until=MmioRead, budget=seconds(time_limit(20))), MmioRead)
 
 
 def test_between_exits_an_access_that_is_half_done_is_in_no_snapshot(backend_name: str) -> None:
@@ -211,7 +212,7 @@ def test_where_host_pages_cannot_be_mapped_they_are_copied(monkeypatch: pytest.M
     with game("unicorn") as machine:
         machine.run(budget=exits(100))
         snapshot, digest = machine.snapshot(), machine.memory.digest()
-        machine.run(budget=seconds(20))
+        machine.run(budget=seconds(time_limit(20)))
         machine.memory.write(0x30000, b"x")
         machine.restore(snapshot)
         assert machine.memory.digest() == digest
@@ -254,7 +255,7 @@ def test_back_by_instructions_is_exact_where_they_are_counted() -> None:
         machine.history(insns(2000))
         machine.run(budget=insns(2345))
         registers = machine.vcpu.registers()
-        assert machine.run(budget=seconds(20)) == Halt()
+        assert machine.run(budget=seconds(time_limit(20))) == Halt()
         returned = machine.back((machine.vcpu.insns or 0) - 2345, "insns")
         assert (returned.insns, returned.exact) == (2345, True)
         assert machine.vcpu.registers() == registers

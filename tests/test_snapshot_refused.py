@@ -19,6 +19,7 @@ from vmmsim.loaders import load_bytes
 from vmmsim.snapshot import cow
 from vmmsim.snapshot.cow import can_map
 from vmmsim.snapshot.values import CpuSnapshot, Snapshot
+from vmmsim.testing.slow import time_limit
 
 #: l: in al, 0x80; add ebx, eax; mov [0x5000], ebx; out 0x80, al; loop l; mov al, 3; out 0xf4, al
 GUEST = bytes.fromhex("e48001c3891d00500000e680e2f2b003e6f4")
@@ -54,7 +55,7 @@ def all_of(machine: Machine) -> dict[str, Any]:
 def the_rest(machine: Machine) -> tuple[list[TraceStep], Exit, bytes]:
     trace: list[TraceStep] = []
     forget = machine.observe(lambda *access: trace.append(TraceStep.of_access(*access)))
-    end = machine.run(budget=seconds(20))
+    end = machine.run(budget=seconds(time_limit(20)))
     forget()
     return trace, end, machine.memory.read(0x5000, 4)
 
@@ -320,4 +321,4 @@ def test_breakpoints_that_the_guest_has_armed_are_kept_or_it_is_said(
         assert all_of(machine) == state
         with pytest.raises(NotSupported, match=r"the state has armed breakpoints \(DR7 0x402\)"):
             Machine.from_snapshot(armed, backend="unicorn")
-        assert machine.run(budget=seconds(20)) == GuestExit(3)
+        assert machine.run(budget=seconds(time_limit(20))) == GuestExit(3)

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from cli_tools import SPIN, Terminal, environment, vmmsim
 
+from vmmsim.testing.slow import time_limit
+
 pytestmark = [
     pytest.mark.skipif(os.name != "posix", reason="terminals with termios are POSIX's"),
     pytest.mark.timeout(90),
@@ -32,7 +34,7 @@ class Tmux:
 
     def _do(self, *words: str) -> str:
         done = subprocess.run(
-            [*self._tmux, *words], env=self._env, capture_output=True, timeout=20, check=True
+            [*self._tmux, *words], env=self._env, capture_output=True, timeout=time_limit(20), check=True
         )
         return done.stdout.decode()
 
@@ -44,14 +46,14 @@ class Tmux:
 
     def expect(self, text: str, seconds: float = 30) -> str:
         """The screen, once `text` is on it."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + time_limit(seconds)
         while text not in (screen := self.text()):
             assert time.monotonic() < end, f"no {text!r} on:\n{screen}"
             time.sleep(0.05)
         return screen
 
     def close(self) -> None:
-        subprocess.run([*self._tmux, "kill-server"], capture_output=True, timeout=20, check=False)
+        subprocess.run([*self._tmux, "kill-server"], capture_output=True, timeout=time_limit(20), check=False)
 
 
 @pytest.fixture
@@ -161,7 +163,7 @@ def test_a_terminal_that_goes_away_ends_it(tmp_path: Path, backend_name: str) ->
         terminal.expect(b"Escape stops it")
         os.close(terminal.master)
         terminal.master = os.dup(terminal.slave)  # for close()
-        assert terminal.child.wait(30) == 129
+        assert terminal.child.wait(time_limit(30)) == 129
     finally:
         terminal.close()
 
@@ -186,7 +188,11 @@ def test_without_textual_it_says_how_to_get_it() -> None:
         "import sys; sys.modules['textual'] = None; from vmmsim.cli.main import main; main(['step', 'guess'])"
     )
     result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, timeout=50, env=environment(), check=False
+        [sys.executable, "-c", program],
+        capture_output=True,
+        timeout=time_limit(50),
+        env=environment(),
+        check=False,
     )
     assert result.returncode == 125
     assert "pip install 'vmmsim[tui]'" in _error(result.stderr)

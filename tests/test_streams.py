@@ -34,6 +34,7 @@ from vmmsim.streams import (
     open_port,
     open_source,
 )
+from vmmsim.testing.slow import time_limit
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs pipes that select() knows, or ptys")
 
@@ -48,7 +49,7 @@ def run_python(code: str, **arguments: object) -> subprocess.CompletedProcess[by
     return subprocess.run(
         [sys.executable, "-c", code],
         capture_output="stdout" not in arguments,
-        timeout=30,
+        timeout=time_limit(30),
         **arguments,  # type: ignore[call-overload]
     )
 
@@ -155,7 +156,7 @@ def test_interrupt_ends_a_wait_within_50_ms(
         if how == "signal":
             signal.signal(signal.SIGALRM, saved)
     # 50 ms is the promise; the rest is for a busy machine.
-    assert time.monotonic() - sent[0] < 0.05 + 0.2
+    assert time.monotonic() - sent[0] < time_limit(0.05 + 0.2)
     assert not source.ended
     source.close()
 
@@ -213,7 +214,7 @@ def test_the_filter_sees_keys_while_the_guest_reads_nothing(pipe: tuple[int, int
     source = ThreadSource(pipe[0], filter)
     os.write(pipe[1], b"a!b")
 
-    assert seen.wait(5)
+    assert seen.wait(time_limit(5))
     assert (source.wait(), source.wait()) == (ord("a"), ord("b"))
     source.close()
 
@@ -339,7 +340,7 @@ def test_stdout_sink_writes_all_to_a_non_blocking_reader_that_is_slow() -> None:
         got += len(data)
     ours.close()
 
-    assert child.wait(30) == 0
+    assert child.wait(time_limit(30)) == 0
     assert got == 1000000
 
 
@@ -398,7 +399,7 @@ def test_output_to_a_reader_that_stands_still_can_be_interrupted(pipe: tuple[int
     began = time.monotonic()
     tee.put(bytes(1 << 20))
 
-    assert 0.1 < time.monotonic() - began < 5
+    assert 0.1 < time.monotonic() - began < time_limit(5)
     sink.close()
 
 
@@ -432,7 +433,7 @@ def test_a_pty_that_nobody_reads_does_not_stop_the_guest() -> None:
     for _ in range(100):
         port.put(bytes(1000))
 
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < time_limit(5)
     assert 0 < port.dropped < 100_000
     port.close()
     port.close()

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmmsim.terminal import EscapeFilter, RawTerminal
+from vmmsim.testing.slow import time_limit
 
 posix = pytest.mark.skipif(os.name != "posix", reason="terminals with termios are POSIX's")
 
@@ -94,7 +95,7 @@ class Session:
         self.text = b""
 
     def expect(self, text: bytes) -> None:
-        end = time.monotonic() + 20
+        end = time.monotonic() + time_limit(20)
         while text not in self.text:
             if not select.select([self.master], [], [], max(0, end - time.monotonic()))[0]:
                 raise AssertionError(f"no {text!r} in {self.text!r}")
@@ -109,7 +110,7 @@ class Session:
     def close(self) -> None:
         if self.child.poll() is None:
             self.child.kill()
-        self.child.wait(20)
+        self.child.wait(time_limit(20))
         os.close(self.master)
         os.close(self.slave)
 
@@ -145,7 +146,7 @@ def test_settings_come_back(
         assert session.settings != session.before
         session.child.send_signal(number)
 
-    assert session.child.wait(20) == status
+    assert session.child.wait(time_limit(20)) == status
     assert session.settings == session.before
 
 
@@ -158,7 +159,7 @@ def test_settings_come_back_when_the_block_is_never_left(sessions: list[Session]
     sessions.append(session)
     session.expect(b"active True")
 
-    assert session.child.wait(20) == 0
+    assert session.child.wait(time_limit(20)) == 0
     assert session.settings == session.before
 
 
@@ -173,7 +174,7 @@ def test_keys_arrive_one_by_one_without_echo_and_ctrl_c_is_a_signal(sessions: li
 
     assert b"k" not in session.text.replace(b"b'k'", b"")
     os.write(session.master, b"\x03")
-    assert session.child.wait(20) == -signal.SIGINT
+    assert session.child.wait(time_limit(20)) == -signal.SIGINT
     assert session.settings == session.before
 
 
@@ -205,7 +206,7 @@ def test_suspending_gives_the_terminal_back_and_continuing_takes_it_again(sessio
     os.write(go, b"c")
     session.expect(b"again True")
 
-    assert session.child.wait(20) == 0
+    assert session.child.wait(time_limit(20)) == 0
     assert session.settings == session.before
     os.close(gate)
     os.close(go)

@@ -20,6 +20,7 @@ from vmmsim.budget import seconds
 from vmmsim.errors import UsageError
 from vmmsim.snapshot.cheat import TimeMachine
 from vmmsim.streams import BytesSource
+from vmmsim.testing.slow import time_limit
 from vmmsim.trace import End, Event, ExitRecord, Header, Jump, Trace
 from vmmsim.trace.formats import format_of, rendered
 from vmmsim.trace.perfetto import perfetto
@@ -37,7 +38,7 @@ def cheated() -> Trace:
     with Machine.for_guest("guess", backend="unicorn", source=source, seed=3) as machine:
         recorder = TraceRecorder(machine, guest="guess")
         TimeMachine(machine, begin=cheat.begin, lost=cheat.lost)
-        return recorder.finish(machine.run(budget=seconds(30)))
+        return recorder.finish(machine.run(budget=seconds(time_limit(30))))
 
 
 # -- Perfetto

@@ -17,6 +17,7 @@ from vmmsim.loaders import load_bytes
 from vmmsim.snapshot import cow
 from vmmsim.snapshot.cheat import TimeMachine
 from vmmsim.streams import BytesSource
+from vmmsim.testing.slow import time_limit
 from vmmsim.trace import Code, Event, ExitRecord, Jump, Trace
 from vmmsim.trace import recorder as recorder_module
 from vmmsim.trace.looks import LookBudget, plain_state
@@ -42,7 +43,7 @@ def record(machine: Machine, **options: Any) -> tuple[Trace, Exit]:
     """Run to the end; the trace keeps to all rules of the format."""
     recorder = TraceRecorder(machine, guest="t", **options)
     recorder.begin()
-    end = machine.run(budget=seconds(30))
+    end = machine.run(budget=seconds(time_limit(30)))
     trace = recorder.finish(end)
     assert reread(trace) == trace
     return trace, end
@@ -198,7 +199,7 @@ def test_snapshots_and_going_back_are_jumps(backend_name: str) -> None:
     with Machine.for_guest("guess", backend=backend_name, source=BytesSource(alphabet), seed=3) as machine:
         recorder = TraceRecorder(machine, guest="guess")
         travel = TimeMachine(machine, begin=manifest.cheat.begin, lost=manifest.cheat.lost)
-        trace = recorder.finish(machine.run(budget=seconds(30)))
+        trace = recorder.finish(machine.run(budget=seconds(time_limit(30))))
         printed = machine.output.data
     assert reread(trace) == trace
     jumps = [r for r in trace.records if isinstance(r, Jump)]
@@ -236,7 +237,7 @@ def test_behind_the_limit_nothing_is_recorded_and_the_guest_runs_on(backend_name
     with guest("hello64", backend_name) as machine:
         before = machine.accesses.port_write
         recorder = TraceRecorder(machine, limit=10)
-        end = machine.run(budget=seconds(30))
+        end = machine.run(budget=seconds(time_limit(30)))
         trace = recorder.finish(end)
         assert machine.accesses.port_write is before
         printed = machine.output.data
@@ -254,7 +255,7 @@ def test_a_guest_that_halts_for_ever_does_not_fill_memory(
     monkeypatch.setattr(recorder_module, "_MARKS_LEAST", 4)
     with guest("timer-long", backend_name) as machine:
         recorder = TraceRecorder(machine, limit=1, looks="none")
-        end = machine.run(budget=seconds(30))
+        end = machine.run(budget=seconds(time_limit(30)))
         trace = recorder.finish(end)
         assert len(recorder._marks) < 20
     assert end == GuestExit(0)

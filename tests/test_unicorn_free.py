@@ -19,6 +19,7 @@ from vmmsim.budget import insns, seconds
 from vmmsim.cpu.modes import setup
 from vmmsim.exits import BudgetSpent, Cancelled, Halt
 from vmmsim.machine import Machine
+from vmmsim.testing.slow import time_limit
 
 pytestmark = [
     pytest.mark.unicorn,
@@ -46,7 +47,7 @@ def test_phases_change_and_the_guest_sees_nothing(native: None) -> None:
         machine.observe(lambda *access: watched.add(machine.vcpu._watched))  # type: ignore[attr-defined]
         assert not machine.vcpu._watched  # type: ignore[attr-defined]
 
-        exit = machine.run(budget=seconds(60))
+        exit = machine.run(budget=seconds(time_limit(60)))
 
         assert exit == Halt()
         assert watched == {False}, "a few accesses to ports are made by free code"
@@ -60,7 +61,7 @@ def test_many_accesses_have_the_code_watched(native: None) -> None:
         seen = []
         machine.observe(lambda *access: seen.append((access[3], machine.vcpu._watched)))  # type: ignore[attr-defined]
 
-        assert machine.run(budget=seconds(60)) == Halt()
+        assert machine.run(budget=seconds(time_limit(60))) == Halt()
 
         assert [value for value, _ in seen] == list(range(200))
         assert not seen[0][1]
@@ -73,7 +74,7 @@ def test_a_string_instruction_is_not_for_free_code(native: None) -> None:
         watched = set()
         machine.observe(lambda *access: watched.add(machine.vcpu._watched))  # type: ignore[attr-defined]
 
-        assert machine.run(budget=seconds(60)) == Halt()
+        assert machine.run(budget=seconds(time_limit(60))) == Halt()
 
         assert watched == {True}
         assert machine.accesses.total == 5
@@ -85,11 +86,11 @@ def test_a_cancel_in_an_access_of_free_code_ends_the_run_at_the_next_block(nativ
     with _machine("e480 43 eb00 f4") as machine:
         machine.observe(lambda *access: machine.cancel())
 
-        assert machine.run(budget=seconds(60)) == Cancelled()
+        assert machine.run(budget=seconds(time_limit(60))) == Cancelled()
 
         assert machine.accesses.total == 1
         assert machine.cpu.rip == 0x4005
-        assert machine.run(budget=seconds(60)) == Halt()
+        assert machine.run(budget=seconds(time_limit(60))) == Halt()
         assert machine.accesses.total == 1
         assert (machine.cpu.rip, machine.cpu.rbx) == (0x4006, 1)
 
@@ -116,8 +117,8 @@ def test_cancels_at_any_moment_make_no_access_of_free_code_twice(native: None) -
         thread = threading.Thread(target=cancel)
         thread.start()
         try:
-            deadline = time.monotonic() + 60
-            while (exit := machine.run(budget=seconds(30))) != Halt():
+            deadline = time.monotonic() + time_limit(60)
+            while (exit := machine.run(budget=seconds(time_limit(30)))) != Halt():
                 assert exit == Cancelled()
                 machine.vcpu._watch(False)  # type: ignore[attr-defined]
                 assert time.monotonic() < deadline
@@ -144,7 +145,7 @@ def test_a_load_that_leaves_ram_in_free_code_has_its_true_size(native: None) -> 
         seen = []
         machine.observe(lambda cls, address, size, value: seen.append((cls.kind, address, size)))
 
-        assert machine.run(budget=seconds(10)) == Halt()
+        assert machine.run(budget=seconds(time_limit(10))) == Halt()
 
         assert seen == [("mmio_read", 0xD0000, 2)]
         assert machine.cpu.rax == 0x44332211
@@ -180,7 +181,7 @@ with Machine.for_guest("lwn", backend="unicorn") as machine:
 def test_a_host_without_executable_memory_gets_the_portable_engine() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "VMMSIM_UNICORN"}
     command = [sys.executable, "-c", _DENIED]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=50, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=time_limit(50), env=environment)
 
     assert done.stdout.startswith("Halt() b'4\\n' portable "), done.stdout + done.stderr
     assert "no executable memory" in done.stdout

@@ -19,6 +19,7 @@ from vmmsim.budget import seconds
 from vmmsim.cpu.modes import setup
 from vmmsim.exits import Halt
 from vmmsim.machine import Machine
+from vmmsim.testing.slow import time_limit
 
 pytest.importorskip("keystone", reason="keystone-engine has no wheel for this platform")
 pytestmark = [
@@ -65,7 +66,7 @@ def paged(rights: int) -> Machine:
 
 def total(machine: Machine, code: str) -> int:
     machine.memory.write(CODE, assemble(code, 64, CODE))
-    assert machine.run(budget=seconds(30)) == Halt()
+    assert machine.run(budget=seconds(time_limit(30))) == Halt()
     return machine.cpu.rbx
 
 

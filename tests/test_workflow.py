@@ -13,6 +13,7 @@ import pytest
 from test_docs_examples import ROOT, examples
 
 from vmmsim.cli.main import VERBS
+from vmmsim.testing.slow import time_limit
 
 WORKFLOW = ROOT / ".github/workflows/tests.yml"
 CI = ROOT / ".ci/run"
@@ -40,7 +41,7 @@ def problems(kind: str, path: Path) -> str:
         [sys.executable, "-m", "check_jsonschema", "--builtin-schema", SCHEMAS[kind], str(path)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=time_limit(60),
         check=False,
     )
     return "" if ran.returncode == 0 else ran.stdout + ran.stderr

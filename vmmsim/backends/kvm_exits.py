@@ -81,8 +81,11 @@ def code_at(linear: int, cpu: VcpuFd, vm: KvmVm, size: int = _INSN_MAX) -> bytes
 
 
 def _instruction(code: bytes, state: CpuState) -> str:
-    """The first instruction of `code` in words, "" when it is cut off or none."""
-    import capstone
+    """The first instruction of `code` in words, "" when it is cut off or none, and without capstone."""
+    try:
+        import capstone
+    except ImportError:
+        return ""
 
     bits = {"l64": capstone.CS_MODE_64, "p32": capstone.CS_MODE_32, "c32": capstone.CS_MODE_32}
     decoder = capstone.Cs(capstone.CS_ARCH_X86, bits.get(state.mode, capstone.CS_MODE_16))

@@ -33,6 +33,10 @@ _TOP = 1 << 52
 #: Bytes of translated code an engine may keep.
 _CODE_BUFFER = 16 << 20
 _ENGINES = ("native", "portable")
+#: The releases of Unicorn that vmmsim drives: from the first on, below the second.
+_OLDEST, _BEYOND = (2, 1, 4), (3, 0, 0)
+# Double quotes: in single ones Windows' cmd takes > and < for redirections.
+_INSTALL = 'pip install "unicorn>=2.1.4,<3"'
 
 
 def _choose(engine: str | None) -> tuple[str, str]:
@@ -69,25 +73,34 @@ class UnicornBackend(Backend):
 
         usable, reason = context_usable()
         if not usable:
-            raise BackendUnavailable("unicorn", reason, hint="pip install unicorn==2.1.4")
+            raise BackendUnavailable("unicorn", reason, hint=_other_build())
         self.engine, self.engine_reason = _choose(engine)
 
     @classmethod
     def availability(cls) -> Availability:
         try:
             import unicorn
+        except ModuleNotFoundError as error:
+            if error.name != "unicorn":
+                return _cannot_load(error)
+            import sysconfig
+
+            if sysconfig.get_platform() == "win-arm64":
+                reason = "the unicorn package is missing: it has no wheel for Windows on ARM"
+                fix = (
+                    f"install Python for Windows on x86-64, which this Windows runs too, and there {_INSTALL}"
+                )
+                return Availability(usable=False, reason=reason, fix=fix)
+            return Availability(usable=False, reason="the unicorn package is missing", fix=_INSTALL)
         except (ImportError, OSError) as error:
+            return _cannot_load(error)
+        version = _library_version()
+        if not _OLDEST <= version < _BEYOND:
             return Availability(
                 usable=False,
-                reason=f"the unicorn package cannot be loaded: {error}",
-                fix="pip install unicorn",
-            )
-        version = tuple(unicorn.uc_version()[:2])
-        if version < (2, 1) or version >= (3, 0):
-            return Availability(
-                usable=False,
-                reason=f"unicorn {unicorn.__version__} is not one that vmmsim knows",
-                fix="pip install 'unicorn>=2.1.4,<3'",
+                reason=f"this is unicorn {_dotted(version)}, and vmmsim needs {_dotted(_OLDEST)} or newer "
+                f"(below {_BEYOND[0]})",
+                fix=_foreign_library() or _INSTALL,
             )
         return Availability(usable=True, reason=f"unicorn {unicorn.__version__} is installed")
 
@@ -125,10 +138,42 @@ class UnicornBackend(Backend):
     def doctor(self) -> list[tuple[str, str]]:
         import unicorn
 
+        version = _dotted(_library_version())
+        if version != unicorn.__version__:
+            version += f", called by the Python package's {unicorn.__version__}"
         return [
-            ("version", unicorn.__version__),
+            ("version", version),
             ("engine", f"{self.engine}: {self.engine_reason}"),
         ]
+
+
+def _library_version() -> tuple[int, int, int]:
+    """Major, minor and patch of the library that is loaded; the package beside it may have another."""
+    import unicorn
+
+    number: int = unicorn.uc_version()[2]
+    return number >> 24 & 0xFF, number >> 16 & 0xFF, number >> 8 & 0xFF
+
+
+def _dotted(version: tuple[int, int, int]) -> str:
+    return ".".join(map(str, version))
+
+
+def _cannot_load(error: Exception) -> Availability:
+    reason = f"the unicorn package cannot be loaded: {error}"
+    return Availability(usable=False, reason=reason, fix=_foreign_library() or _INSTALL)
+
+
+def _foreign_library() -> str:
+    """What to do where another library than the package's own is asked for; "" where it is not."""
+    path = os.environ.get("LIBUNICORN_PATH")
+    return f"unset LIBUNICORN_PATH, by which the library is that in {path}" if path else ""
+
+
+def _other_build() -> str:
+    """What to do about a library of the right version that is not built as PyPI's is."""
+    oldest = _dotted(_OLDEST)
+    return _foreign_library() or f"pip install --force-reinstall unicorn=={oldest}, or use backend kvm"
 
 
 class UnicornVm(Vm):

@@ -264,7 +264,8 @@ def _layout() -> tuple[Layout | None, str]:
         uc = scratch_engine()
         layout = find_layout(uc)
         prove(ContextCodec(uc, layout))
-    except (UcError, LookupError, NotSupported, struct.error) as error:
+    # Where the structures are others, ctypes may miss a symbol, and on Windows a bad access is an OSError.
+    except (UcError, LookupError, NotSupported, struct.error, AttributeError, OSError, ValueError) as error:
         return None, f"the layout of the CPU structure is not the known one: {error}"
     return layout, "every offset was found and checked in this process"
 

@@ -16,17 +16,30 @@ from .output import out, table
 __all__ = ["command", "examine"]
 
 _LIBRARIES = ("unicorn", "capstone", "msgspec", "click", "pyelftools", "rich", "keystone-engine")
-_NEEDED_FOR = {"keystone-engine": "vmmsim asm; pip install 'vmmsim[asm]'", "capstone": "disassembly"}
+_NEEDED_FOR = {
+    "keystone-engine": 'vmmsim asm; pip install "vmmsim[asm]"',
+    "capstone": 'disassembly; pip install "capstone>=5.0.1,<6"',
+}
+_NO_WHEEL = "vmmsim asm; this host has no wheel of it: pip builds it with cmake and a C++ compiler"
 
 
 def examine() -> dict[str, Any]:
     """Everything that doctor says, as plain values."""
+    import mmap
+
+    from .. import hosts
     from ..backends import REGISTRY, availability
 
     report: dict[str, Any] = {
         "vmmsim": __version__,
         "python": platform.python_version(),
         "host": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "page_size": mmap.PAGESIZE,
+        "tried": {
+            "host": hosts.tried_host(),
+            "pages": hosts.tried_pages(),
+            "python": hosts.tried_python(),
+        },
         "libraries": {name: _version(name) for name in _LIBRARIES},
         "backends": {},
     }
@@ -54,7 +67,7 @@ def _open(name: str) -> dict[str, Any]:
     import msgspec
 
     from ..backends import backend_class
-    from ..errors import UsageError, VmmsimError
+    from ..errors import BackendUnavailable, UsageError, VmmsimError
 
     try:
         backend = backend_class(name)()
@@ -65,6 +78,8 @@ def _open(name: str) -> dict[str, Any]:
         }
     except UsageError:  # a wrong setting is the caller's to mend, as for the other commands
         raise
+    except BackendUnavailable as error:
+        return {"usable": False, "reason": error.reason, "fix": error.hint}
     except VmmsimError as error:
         # It looked usable and is not: busy, or refused by the kernel when it was tried.
         return {"usable": False, "reason": error.message, "fix": error.hint}
@@ -88,9 +103,13 @@ def command(as_json: bool) -> int:
 
 
 def _show(report: dict[str, Any]) -> None:
-    out(f"vmmsim {report['vmmsim']}, Python {report['python']}, {report['host']}")
+    pages = f"pages of {report['page_size'] >> 10} KiB"
+    out(f"vmmsim {report['vmmsim']}, Python {report['python']}, {report['host']}, {pages}")
+    tried = report["tried"]
+    out(_filled(f"tried on such a host: {tried['host']}"))
+    out(_filled(f"tried with its pages: {tried['pages']}; with this Python: {tried['python']}"))
     for name, number in report["libraries"].items():
-        need = _NEEDED_FOR.get(name)
+        need = _needed_for(name)
         note = f"missing (for {need})" if number is None and need else number or "missing"
         out(f"  {name:<16} {note}")
     for name, entry in report["backends"].items():
@@ -102,8 +121,7 @@ def _show(report: dict[str, Any]) -> None:
             continue
         out(f"  runs as {entry['provenance']}")
         for line in entry["findings"]:
-            text = f"{line['what']}: {line['finding']}"
-            out(textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="    "))
+            out(_filled(f"{line['what']}: {line['finding']}"))
     out("")
     usable = {name: entry for name, entry in report["backends"].items() if entry["usable"]}
     if not usable:
@@ -111,6 +129,17 @@ def _show(report: dict[str, Any]) -> None:
         return
     _show_capabilities(usable)
     out(f"\n--backend auto takes {report['auto']}.")
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="    ")
+
+
+def _needed_for(library: str) -> str | None:
+    """What the library is for, and how one gets it, where it may be missing."""
+    if library == "keystone-engine" and platform.machine() not in ("x86_64", "AMD64"):
+        return _NO_WHEEL
+    return _NEEDED_FOR.get(library)
 
 
 def _show_capabilities(usable: dict[str, Any]) -> None:

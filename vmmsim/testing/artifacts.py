@@ -68,12 +68,13 @@ def keep_side(machine: Machine, path: Path, guest: str, exits: int) -> list[Path
     """Run a machine once more, to its exit number `exits`, and keep its trace and a snapshot."""
     from ..budget import exits as exit_budget
     from ..budget import seconds
+    from .slow import time_limit
 
     record = MachineRecord(machine, path, guest)
     try:
         end: Exit | None = None
         with contextlib.suppress(VmmsimError):
-            end = machine.run(budget=(exit_budget(exits), seconds(30)))
+            end = machine.run(budget=(exit_budget(exits), seconds(time_limit(30))))
         return record.keep(end)
     finally:
         record.close(kept=True)

@@ -21,6 +21,7 @@ from ..cpu.modes import setup as mode_setup
 from ..cpu.state import CpuState
 from ..exits import Cancelled, Exit
 from ..memory import GuestMemory
+from .slow import time_limit
 
 __all__ = [
     "BENCH_SECONDS",
@@ -46,7 +47,8 @@ HOLE_END = 0xA000  #: The first address behind them.
 ROM = 0xC000  #: A page of ROM.
 HIGH_RAM = 0xD000  #: RAM again.
 
-#: A bench that runs for longer than this is stuck: its run is cancelled and the check fails.
+#: A bench that runs for longer than this (times VMMSIM_SLOW) is stuck: its run is cancelled and the
+#: check fails.
 BENCH_SECONDS = 20.0
 
 #: The bytes that end a guest of a bench: HLT, or at CPL 3 `out 0xf4, al`.
@@ -98,7 +100,8 @@ class Bench:
         self.vm: Vm = backend.create_vm(options)
         self.memory = GuestMemory()
         self.vcpu: Vcpu
-        self._timer = threading.Timer(BENCH_SECONDS, self._too_long)
+        self._seconds = time_limit(BENCH_SECONDS)
+        self._timer = threading.Timer(self._seconds, self._too_long)
         try:
             self.memory.add(0, HOLE, name="low RAM")
             self.memory.add(HOLE_END, ROM - HOLE_END, name="RAM")
@@ -145,7 +148,8 @@ class Bench:
     def _not_stuck(self, exit: Exit) -> None:
         if self.stuck and isinstance(exit, Cancelled):
             raise AssertionError(
-                f"the guest was still running after {BENCH_SECONDS:g} s, rip {self.vcpu.registers().rip:#x}"
+                f"the guest was still running after {self._seconds:g} s, rip {self.vcpu.registers().rip:#x}"
+                " (slow host? VMMSIM_SLOW=10 gives it ten times as long)"
             )
 
     def expect(self, kind: type[Exit], *, rip: int | None = None) -> Exit:

@@ -7,7 +7,8 @@
 A test with one of the first three runs once on each backend of `--vmm-backend`. Where a backend
 cannot be used its tests are skipped with the reason that `vmmsim doctor` gives; `--vmm-require`
 makes that a failure, so that a CI job cannot lose a backend unseen. Of a test that failed, the
-traces and snapshots of its machines are kept as files.
+traces and snapshots of its machines are kept as files. VMMSIM_SLOW=10 makes the plugin's time limits ten
+times as long.
 
 pytest loads this in every project of an environment in which vmmsim is installed: so it imports
 nothing of vmmsim before a test needs it, and leaves tests alone that use none of it. A project with
@@ -16,6 +17,7 @@ the ini option `vmm_markers = true` may also mark tests with `kvm` and `unicorn`
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
 
 _MARKERS = ("kvm", "unicorn")
 _PORTABLE = "unicorn-portable"
-#: Seconds: a guest that livelocks in the host's kernel is ended by pytest-timeout's signal.
+#: Seconds (times VMMSIM_SLOW): a guest that livelocks in the host's kernel is ended by pytest-timeout's
+#: signal.
 _GUEST_TIMEOUT = 60
 
 _records: pytest.StashKey[list[MachineRecord]] = pytest.StashKey()
@@ -65,6 +68,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if os.environ.get("VMMSIM_SLOW"):
+        from ..errors import UsageError
+        from .slow import slowness
+
+        try:
+            slowness()
+        except UsageError as error:
+            raise pytest.UsageError(str(error)) from None
     if config.getini("vmm_markers"):
         config.addinivalue_line("markers", "kvm: runs a guest on real KVM")
         config.addinivalue_line("markers", "unicorn: runs a guest on Unicorn")
@@ -129,7 +140,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             for name in {backend.partition("-")[0] for backend in backends}:
                 item.add_marker(name)
         if backends and config.pluginmanager.hasplugin("timeout") and not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(_GUEST_TIMEOUT))
+            from .slow import time_limit
+
+            item.add_marker(pytest.mark.timeout(time_limit(_GUEST_TIMEOUT)))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

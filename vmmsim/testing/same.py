@@ -19,6 +19,7 @@ from ..loaders import LoadedImage, load_file, load_flat
 from ..snapshot.values import Snapshot
 from .artifacts import keep_side
 from .script import script_image
+from .slow import time_limit
 
 __all__ = ["assert_same_behaviour", "workload"]
 
@@ -44,15 +45,17 @@ def assert_same_behaviour(
     `[PortWrite(0x3F8, 1, 0x41), PortRead(0x3FD, 1)]` (vmmsim.exits). `a` and `b`: names of
     backends (kvm, unicorn, unicorn-portable), or a `Side`. `input` is what is typed, for a built-in
     guest its example unless told. `fields` are those of MachineConfig. With `step` the first
-    instruction that differs is looked for. When it fails, the trace and a snapshot of each side are
-    kept as files, which the message names. Raises UsageError; BackendUnavailable where
-    there is no such CPU, which under pytest skips the test, or fails it by --vmm-require.
+    instruction that differs is looked for. `timeout` is in seconds, times VMMSIM_SLOW; None is no limit.
+    When it fails, the trace and a snapshot of each side are kept as files, which the message names.
+    Raises UsageError; BackendUnavailable where there is no such CPU, which under pytest skips the test,
+    or fails it by --vmm-require.
     """
     __tracebackhide__ = True
     sides = tuple(Side(backend=side) if isinstance(side, str) else side for side in (a, b))
     load = workload(guest, input=input, **fields)
     try:
-        report = diff(load, *sides, limit=max_exits, timeout=timeout, step=step, command=_command())
+        seconds = None if timeout is None else time_limit(timeout)
+        report = diff(load, *sides, limit=max_exits, timeout=seconds, step=step, command=_command())
     except BackendUnavailable as error:
         plugin = _plugin()
         if plugin is not None:
