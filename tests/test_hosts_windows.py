@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ import pytest
 
 import vmmsim
 from vmmsim.debug.listen import listen
+from vmmsim.errors import reader_gone
 from vmmsim.signals import _pass_on
 from vmmsim.snapshot.pages import MappedFile
 from vmmsim.snapshot.wire import Address, Listener
@@ -127,3 +129,19 @@ def test_a_file_that_is_not_whole_is_not_taken_over(tmp_path: Path, monkeypatch:
         MappedFile(fd, str(path), copied=True)
     monkeypatch.undo()
     os.close(fd)  # it is the caller's still
+
+
+@pytest.mark.parametrize(
+    ("error", "posix", "windows"),
+    [
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), True, True),
+        (OSError(errno.EINVAL, "Invalid argument"), False, True),
+        (OSError(errno.ENOSPC, "No space left on device"), False, False),
+        (None, False, False),
+    ],
+)
+def test_a_reader_that_is_gone_is_known_on_each_system(
+    error: OSError | None, posix: bool, windows: bool
+) -> None:
+    assert reader_gone(error, "posix") == posix
+    assert reader_gone(error, "nt") == windows

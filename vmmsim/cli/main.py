@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import click
 
 from .. import __version__
-from ..errors import VmmsimError
+from ..errors import VmmsimError, reader_gone
 from .output import note, plain_streams, say
 
 __all__ = ["VERBS", "cli", "main"]
@@ -145,7 +145,7 @@ def _guarded(run: Callable[[], Any]) -> int:
         _abandon_stdout()
         return _PIPE
     except VmmsimError as error:
-        if isinstance(error.__cause__, BrokenPipeError):
+        if reader_gone(error.__cause__):
             _abandon_stdout()
             return _PIPE
         if isinstance(error.__cause__, OSError):
@@ -210,7 +210,7 @@ def _flushed(code: int) -> int:
             sys.stdout.flush()
     except OSError as error:
         _abandon_stdout()
-        return _PIPE if isinstance(error, BrokenPipeError) else _USAGE
+        return _PIPE if reader_gone(error) else _USAGE
     return code
 
 

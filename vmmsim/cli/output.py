@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import HostError
+from ..errors import HostError, reader_gone
 
 if TYPE_CHECKING:
     from ..streams import BufferSink
@@ -42,9 +42,9 @@ def out(text: str | bytes, *, newline: bool = True) -> None:
         )
     try:
         click.echo(text, nl=newline)
-    except BrokenPipeError:
-        raise
     except OSError as error:
+        if reader_gone(error):
+            raise BrokenPipeError(*error.args) from error
         raise HostError(
             f"standard output cannot be written: {error.strerror}", hint="check where it is redirected to"
         ) from error
