@@ -8,6 +8,9 @@ the command line can set it on a line of its own.
 
 from __future__ import annotations
 
+import errno
+import os
+
 __all__ = [
     "BackendUnavailable",
     "DeviceError",
@@ -21,6 +24,7 @@ __all__ = [
     "SnapshotError",
     "UsageError",
     "VmmsimError",
+    "reader_gone",
 ]
 
 
@@ -114,3 +118,11 @@ class DeviceError(VmmsimError):
         self.device = device
         self.access = access
         self.rip = rip
+
+
+def reader_gone(error: object, platform: str = os.name) -> bool:
+    """Whether `error` is of a write to a pipe that nobody reads any more. On Windows that is
+    ERROR_NO_DATA, which the C library does not know, so that EINVAL becomes of it."""
+    if isinstance(error, BrokenPipeError):
+        return True
+    return platform == "nt" and isinstance(error, OSError) and error.errno == errno.EINVAL

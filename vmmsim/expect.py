@@ -116,7 +116,7 @@ class SerialConsole:
                     found = pattern.search(self._output.since(self._position))
             return found is not None
 
-        began = time.monotonic()
+        began = time.perf_counter()
         if not reached():
             try:
                 self._run_until(reached, timeout)
@@ -124,7 +124,7 @@ class SerialConsole:
                 if not reached():
                     raise GuestError(self._missing(wanted, error.message), hint=error.hint) from error
         if not reached():
-            if timeout is not None and time.monotonic() - began >= timeout:
+            if timeout is not None and time.perf_counter() - began >= timeout:
                 why = f"{timeout:g} s have passed"
             else:
                 why = "the machine has stopped"

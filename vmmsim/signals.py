@@ -86,8 +86,25 @@ class _Watcher:
             return b""
         if self._forward != -1:
             with contextlib.suppress(OSError):
-                os.write(self._forward, numbers)
+                _pass_on(self._forward, numbers)
         return numbers
+
+
+def _pass_on(fd: int, numbers: bytes, platform: str = os.name) -> None:
+    """Write to a wakeup descriptor, as the interpreter does. On Windows that is a descriptor or the handle
+    of a socket (signal.set_wakeup_fd), of which os.write() knows the first alone."""
+    if platform == "nt":
+        try:
+            other = socket.socket(fileno=fd)
+        except OSError:  # no socket
+            pass
+        else:
+            try:
+                other.send(numbers)
+            finally:
+                other.detach()
+            return
+    os.write(fd, numbers)
 
 
 _watcher: _Watcher | None = None

@@ -1,5 +1,7 @@
 """The person's terminal: Ctrl-a escapes, and a mode in which each key reaches the guest.
 
+POSIX has terminals with termios, Windows consoles; `open_terminal` takes what fits.
+
 The escapes are QEMU's and kvmtool's: Ctrl-a x stops vmmsim, Ctrl-a h shows help, Ctrl-a
 Ctrl-a sends one Ctrl-a to the guest.
 """
@@ -11,13 +13,32 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-__all__ = ["BANNER", "CTRL_A", "HELP", "EscapeFilter", "RawTerminal"]
+from .console.api import (
+    ECHO_INPUT,
+    LINE_INPUT,
+    PROCESSED_INPUT,
+    PROCESSED_OUTPUT,
+    UTF_8,
+    VT_INPUT,
+    VT_OUTPUT,
+    Console,
+    console,
+    is_cygwin_terminal,
+)
+
+__all__ = ["BANNER", "CTRL_A", "HELP", "ConsoleTerminal", "EscapeFilter", "RawTerminal", "open_terminal"]
 
 CTRL_A = 0x01
 BANNER = "vmmsim: press Ctrl-a x to stop, Ctrl-a h for help"
+#: In a terminal of Cygwin or MSYS2, which is a pipe to programs of Windows.
+LINES = (
+    "vmmsim: this terminal gives whole lines; in Windows Terminal, or by winpty, the guest gets each key. "
+    "Ctrl-a x and Enter to stop"
+)
 HELP = """\
 Ctrl-a x       stop the machine
 Ctrl-a Ctrl-a  send Ctrl-a to the guest
@@ -59,7 +80,7 @@ class RawTerminal:
 
     With `signals` the signal keys stay on: Ctrl-c stops vmmsim, Ctrl-z suspends it; without, they
     are keys for the guest, whose shell wants them. Nothing happens when
-    `fd` is not a terminal, when this process is in its background, or on Windows. The
+    `fd` is not a terminal, or when this process is in its background. The
     settings are put back on leaving by any way that lets a process act: a normal end, an
     exception, exit(), SIGTERM, SIGHUP and while suspended.
     """
@@ -75,6 +96,11 @@ class RawTerminal:
     def active(self) -> bool:
         """Whether the terminal's settings are changed now."""
         return self._saved is not None
+
+    @property
+    def banner(self) -> str:
+        """What to tell the person first; "" for nothing."""
+        return BANNER if self.active else ""
 
     def __enter__(self) -> RawTerminal:
         if self._enter():
@@ -145,6 +171,89 @@ class RawTerminal:
         # Only a suspended process comes here, once it is continued.
         signal.signal(number, self._on_signal)
         self._enter()
+
+
+class ConsoleTerminal:
+    """The same for a console of Windows, by `console`: keys reach the guest at once, unless `keys` is False,
+    and what the guest prints is UTF-8 with a terminal's escape sequences. Of the three descriptors of the
+    standard streams those are set that are a console; they are put back on leaving, and at exit.
+
+    With `signals` Ctrl-c is a signal, without a key. Ctrl-Break always is a signal; it ends the process.
+    """
+
+    def __init__(
+        self, console: Console, *, keys: bool = True, signals: bool = True, fds: tuple[int, ...] = (0, 1, 2)
+    ) -> None:
+        self._console = console
+        self._keys, self._signals = keys, signals
+        self._input, *self._outputs = fds
+        #: What puts back each thing that was changed, the last one first.
+        self._undo: list[Callable[[], object]] = []
+        self.active = False
+        self._handlers: dict[int, Any] = {}
+
+    @property
+    def banner(self) -> str:
+        """What to tell the person first; "" for nothing."""
+        if self.active:
+            return BANNER
+        return LINES if self._keys and is_cygwin_terminal(self._console, self._input) else ""
+
+    def __enter__(self) -> ConsoleTerminal:
+        atexit.register(self._restore)
+        number = getattr(signal, "SIGBREAK", None)
+        if (
+            number is not None
+            and threading.current_thread() is threading.main_thread()
+            and signal.getsignal(number) is signal.SIG_DFL
+        ):
+            self._handlers[number] = signal.signal(number, self._on_signal)
+        if self._keys:
+            drop = LINE_INPUT | ECHO_INPUT | VT_INPUT | (0 if self._signals else PROCESSED_INPUT)
+            self.active = self._change(self._input, drop, PROCESSED_INPUT if self._signals else 0)
+        # A console that knows no escape sequences (before Windows 10) stays as it is.
+        set_here = [self._change(fd, 0, PROCESSED_OUTPUT | VT_OUTPUT) for fd in self._outputs]
+        if any(set_here):
+            page = self._console.code_page()
+            if self._console.set_code_page(UTF_8):
+                self._undo.append(lambda: self._console.set_code_page(page))
+        return self
+
+    def _change(self, fd: int, drop: int, add: int) -> bool:
+        mode = self._console.mode(fd)
+        if mode is None:
+            return False
+        self._undo.append(lambda: self._console.set_mode(fd, mode))
+        return self._console.set_mode(fd, mode & ~drop | add)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+        atexit.unregister(self._restore)
+        for number, handler in self._handlers.items():
+            if signal.getsignal(number) == self._on_signal:
+                signal.signal(number, handler)
+        self._handlers = {}
+
+    def _restore(self) -> None:
+        self.active = False
+        while self._undo:
+            self._undo.pop()()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._restore()
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+
+def open_terminal(*, keys: bool, signals: bool) -> RawTerminal | ConsoleTerminal | None:
+    """For a run whose guest has the standard streams: to be entered while it runs, and left in any case.
+    `keys`: its input is what is typed there. None where nothing is to be set."""
+    windows = console()
+    if windows is not None:
+        return ConsoleTerminal(windows, keys=keys, signals=signals)
+    return RawTerminal(signals=signals) if keys else None
 
 
 def _stdin_fd() -> int:

@@ -19,7 +19,6 @@ from ..cpu.cpuid import Table, table
 from ..errors import BackendUnavailable, HostError, UsageError, VmmsimError
 from ..layout import MAX_CPUS
 from .base import Availability, Backend, Capabilities, Vcpu, Vm, VmOptions
-from .huge_pages import small_pages
 
 if TYPE_CHECKING:
     from unicorn.unicorn_py3.unicorn import Uc
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["UnicornBackend", "UnicornVm"]
 
 _TOP = 1 << 52
-#: Bytes of translated code an engine may keep. The default of 1 GiB costs time to reserve.
+#: Bytes of translated code an engine may keep.
 _CODE_BUFFER = 16 << 20
 _ENGINES = ("native", "portable")
 #: The releases of Unicorn that vmmsim drives: from the first on, below the second.
@@ -197,19 +196,14 @@ class UnicornVm(Vm):
         return tuple(self._regions)
 
     def _make_engine(self) -> Uc:
-        from unicorn import UC_ARCH_X86, UC_MODE_64, UcError
-        from unicorn.unicorn_py3.unicorn import Uc
-        from unicorn.x86_const import UC_X86_REG_RIP
+        from unicorn import UcError
+
+        from .unicorn_buffer import build
 
         try:
-            uc = Uc(UC_ARCH_X86, UC_MODE_64)
+            return build(_CODE_BUFFER)
         except UcError as error:
             raise HostError(f"Unicorn cannot make an engine: {error}", hint="is memory short?") from error
-        uc.ctl_set_tcg_buffer_size(_CODE_BUFFER)
-        uc.ctl_exits_enabled(True)
-        with small_pages():
-            uc.reg_read(UC_X86_REG_RIP)  # the first thing that makes the binding build the engine
-        return uc
 
     def _check_open(self) -> None:
         if self._closed:

@@ -43,7 +43,7 @@ class UnicornPins(Vcpu):
 
     def __init__(self) -> None:
         self._board: Board | None = None
-        self._tsc: Callable[[], int] = time.monotonic_ns
+        self._tsc: Callable[[], int] = time.perf_counter_ns
         #: The board wants to be looked at; an NMI is pending; an interrupt is pending that the
         #: guest cannot take yet.
         self._look = self._nmi = self._want = False

@@ -9,11 +9,12 @@ from __future__ import annotations
 import ctypes
 import struct
 
-from unicorn import UC_ARCH_X86, UC_CTL_IO_WRITE, UC_CTL_TLB_FLUSH, UC_MODE_64
+from unicorn import UC_CTL_IO_WRITE, UC_CTL_TLB_FLUSH
 from unicorn import x86_const as x86
 from unicorn.unicorn_py3.unicorn import Uc, UcError, uclib
 
 from ..cpu.state import GPR_NAMES, Registers
+from .unicorn_buffer import build
 
 __all__ = ["REGISTER_IDS", "RegisterAccess", "check", "quick", "scratch_engine"]
 
@@ -133,10 +134,7 @@ class RegisterAccess:
 def scratch_engine() -> Uc:
     """An engine for a few instructions: a small translation buffer makes it cheap, and with
     a list of exits that is empty no address stops it."""
-    uc = Uc(UC_ARCH_X86, UC_MODE_64)
-    uc.ctl_set_tcg_buffer_size(1 << 20)
-    uc.ctl_exits_enabled(True)
-    return uc
+    return build(1 << 20)
 
 
 def check(status: int) -> None:

@@ -78,7 +78,7 @@ def command(
         raise UsageError("--jobs and --executor", hint="--jobs N is --executor processes:N")
     where = executors.check(executor or (f"processes:{jobs}" if jobs else "serial"))
     check_backend(backend)
-    group = f"{os.getpid()}-{time.monotonic_ns()}"
+    group = f"{os.getpid()}-{time.perf_counter_ns()}"
     work = clone.jobs(
         file, count, backend=backend, input=_input(stdin),
         timeout=parse_seconds(timeout) if timeout is not None else None, group=group, **options,

@@ -148,12 +148,12 @@ class _Progress:
     def __init__(self, shown: bool) -> None:
         self.exits = 0
         self._shown = shown
-        self._next = time.monotonic() + _PROGRESS_SECONDS
+        self._next = time.perf_counter() + _PROGRESS_SECONDS
 
     def __call__(self, exits: int) -> None:
         self.exits = exits
-        if self._shown and time.monotonic() >= self._next:
-            self._next = time.monotonic() + _PROGRESS_SECONDS
+        if self._shown and time.perf_counter() >= self._next:
+            self._next = time.perf_counter() + _PROGRESS_SECONDS
             say(f"{exits} exits are the same so far")
 
 

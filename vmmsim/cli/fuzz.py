@@ -115,11 +115,11 @@ def _campaign(
     for name in (left, right):  # say now, not in a worker, that one is missing
         open_backend(name)[0].close()
     corpus = Corpus(output) if output is not None else None
-    until = None if seconds is None else time.monotonic() + parse_seconds(seconds)
+    until = None if seconds is None else time.perf_counter() + parse_seconds(seconds)
     count = cases if cases is not None else (None if seconds is not None else _DEFAULT_CASES)
     jobs = _ranges(chosen, seed, count, corpus, left, right)
     total = Report()
-    saved = time.monotonic()
+    saved = time.perf_counter()
     with _progress(None if count is None else count * len(chosen)) as advance:
 
         def done(job: Range, report: Report) -> None:
@@ -127,9 +127,9 @@ def _campaign(
             merge(total, report)
             if corpus is not None:
                 corpus.add(job, report)
-                if time.monotonic() - saved > _SAVE:
+                if time.perf_counter() - saved > _SAVE:
                     corpus.save()
-                    saved = time.monotonic()
+                    saved = time.perf_counter()
             advance(job.count, len(total.new))
 
         with _ctrl_c() as pressed:

@@ -19,8 +19,8 @@ from typing import Any, NoReturn
 import click
 
 from .. import __version__
-from ..errors import VmmsimError
-from .output import note, say
+from ..errors import VmmsimError, reader_gone
+from .output import note, plain_streams, say
 from .qemu_words import qemu_hint
 
 __all__ = ["VERBS", "cli", "main"]
@@ -96,6 +96,8 @@ class _Verbs(click.Group):
         """Run, and end the process with the right code; what went wrong is a line on stderr."""
         if "_VMMSIM_COMPLETE" in os.environ:  # a shell asks for completions
             super().main(args, prog_name="vmmsim")
+        if os.name == "nt":
+            plain_streams()
         with _ending_signals():
             words = sys.argv[1:] if args is None else list(args)
             code = _guarded(lambda: self._dispatch(list(words)), words)
@@ -145,7 +147,7 @@ def _guarded(run: Callable[[], Any], arguments: Sequence[str]) -> int:
         _abandon_stdout()
         return _PIPE
     except VmmsimError as error:
-        if isinstance(error.__cause__, BrokenPipeError):
+        if reader_gone(error.__cause__):
             _abandon_stdout()
             return _PIPE
         if isinstance(error.__cause__, OSError):
@@ -212,7 +214,7 @@ def _flushed(code: int) -> int:
             sys.stdout.flush()
     except OSError as error:
         _abandon_stdout()
-        return _PIPE if isinstance(error, BrokenPipeError) else _USAGE
+        return _PIPE if reader_gone(error) else _USAGE
     return code
 
 
@@ -226,13 +228,14 @@ def _abandon_stdout() -> None:
 
 @contextlib.contextmanager
 def _ending_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the process as an exception does, so that the terminal is restored."""
+    """SIGTERM, SIGHUP and Windows's Ctrl-Break end the process as an exception does, so that the
+    terminal is restored."""
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
         sys.exit(128 + number)
 
     saved: list[tuple[int, Any]] = []
-    for name in ("SIGTERM", "SIGHUP"):
+    for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:
             with contextlib.suppress(ValueError):  # not in the main thread

@@ -7,6 +7,7 @@ it cannot be written; stderr is not, since there is nobody left to tell.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -14,12 +15,23 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import HostError
+from ..errors import HostError, reader_gone
 
 if TYPE_CHECKING:
     from ..streams import BufferSink
 
-__all__ = ["end_line", "fancy", "note", "out", "say", "table"]
+__all__ = ["end_line", "fancy", "note", "out", "plain_streams", "say", "table"]
+
+
+def plain_streams() -> None:
+    """On Windows: what is printed is UTF-8 with lines that end with LF, as everywhere else, so that files and
+    pipes have the bytes that are meant. A console shows both as they should be."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            if stream.isatty():
+                stream.reconfigure(newline="\n")
+            else:
+                stream.reconfigure(newline="\n", encoding="utf-8", errors=stream.errors)
 
 
 def out(text: str | bytes, *, newline: bool = True) -> None:
@@ -30,9 +42,9 @@ def out(text: str | bytes, *, newline: bool = True) -> None:
         )
     try:
         click.echo(text, nl=newline)
-    except BrokenPipeError:
-        raise
     except OSError as error:
+        if reader_gone(error):
+            raise BrokenPipeError(*error.args) from error
         raise HostError(
             f"standard output cannot be written: {error.strerror}", hint="check where it is redirected to"
         ) from error

@@ -87,7 +87,7 @@ def command(
     address.check_key(key)
     most = None if max_memory is None else parse_size(max_memory)
     limits = () if timeout is None else (seconds(parse_seconds(timeout)),)
-    deadline = None if wait is None else time.monotonic() + parse_seconds(wait)
+    deadline = None if wait is None else time.perf_counter() + parse_seconds(wait)
     stop = Stop()
     choices = Choices(guest="received", stdin=stdin, backend=backend, quiet=quiet)
     target = Target("received", None, False)
@@ -138,7 +138,7 @@ def _wait(
     """The machine that came; None when none did in time."""
     from ..snapshot.receive import receive
 
-    while deadline is None or time.monotonic() < deadline:
+    while deadline is None or time.perf_counter() < deadline:
         wire = listener.accept(patience, _SLICE)
         if wire is None:
             continue

@@ -82,15 +82,16 @@ def open_serial(choices: Choices, target: Target, serial: str, as_json: bool, st
 @contextlib.contextmanager
 def terminal(serial: str, choices: Choices) -> Iterator[None]:
     """The terminal, if the guest's input is typed there, gives each key at once."""
-    from ..terminal import BANNER, RawTerminal
+    from ..terminal import open_terminal
 
     typed = choices.stdin == "-" or (choices.stdin is None and (serial == "stdio" or serial[:5] == "file:"))
-    if not typed:
+    raw = open_terminal(keys=typed, signals=choices.machine != "pc")
+    if raw is None:
         yield
         return
-    with RawTerminal(signals=choices.machine != "pc") as raw:
-        if raw.active and not choices.quiet:
-            note(BANNER)
+    with raw:
+        if raw.banner and not choices.quiet:
+            note(raw.banner)
         yield
 
 

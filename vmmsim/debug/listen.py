@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import UsageError
-from ..streams.host import unix_path
+from ..streams.host import listen_alone, unix_path
 
 __all__ = ["DEFAULT_ADDRESS", "listen"]
 
@@ -47,8 +47,8 @@ def _listen_tcp(address: str, rest: str, remote: bool) -> socket.socket:
             hint="use 127.0.0.1, and a tunnel; or say --gdb-remote",
         )
     listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     with _listening(listener, address):
+        listen_alone(listener)
         listener.bind(where)
         listener.listen(4)
     return listener

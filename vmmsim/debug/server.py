@@ -56,6 +56,8 @@ class GdbServer:
         #: What the thread stops when something has come, while the machine runs.
         self._running: Machine | None = None
         self._poked = False
+        #: The connection that its session has ended: the thread is to tell so, and see to it no more.
+        self._left: socket.socket | None = None
         self._thread = threading.Thread(target=self._watch, name="vmmsim-gdb", daemon=True)
         self._thread.start()
 
@@ -69,8 +71,10 @@ class GdbServer:
             while not self._closing:
                 # First the end of a connection, then the next one.
                 events = [key.fileobj for key, _ in ready.select()]
-                if client is not None and client in events:
-                    data = _receive(client)
+                if self._woken in events:
+                    self._woken.recv(_CHUNK)
+                if client is not None and (client in events or client is self._left):
+                    data = b"" if client is self._left else _receive(client)
                     if not data:
                         ready.unregister(client)
                         client = None
@@ -110,6 +114,16 @@ class GdbServer:
             yield self._events.empty()
         finally:
             self._running = None
+
+    def leave(self, client: socket.socket) -> None:
+        """The session with `client` is over; the thread tells so. (select() of Windows does not report a
+        connection of which this end was shut down.)"""
+        self._left = client
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):
+            self._waker.send(b"\0")
 
     # -- the machine
 
@@ -171,7 +185,7 @@ class GdbServer:
             return
         self._closing = True
         self._running = None
-        self._waker.send(b"\0")
+        self._wake()
         self._thread.join(5)
         for item in (self._listener, self._waker, self._woken):
             item.close()
@@ -330,6 +344,7 @@ class _Session:
         """End the connection, and wait until the thread has told so: what follows is of another."""
         with contextlib.suppress(OSError):
             self._client.shutdown(socket.SHUT_RDWR)
+        self._server.leave(self._client)
         while not self._closed and not self._server._closing:
             with contextlib.suppress(queue.Empty):
                 self._closed = not self._server._events.get(timeout=_LOOK_SECONDS)

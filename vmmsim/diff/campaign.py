@@ -185,7 +185,7 @@ def run_campaign(
 
     `done` is told of each range. A range is taken again when its worker has died, by a new
     executor; UsageError when that happens to one range time after time. After `until`
-    (time.monotonic) no more ranges are begun. When `stop` says so, what is under way is given up: what
+    (time.perf_counter) no more ranges are begun. When `stop` says so, what is under way is given up: what
     `done` was told of is whole.
     """
     total = Report()
@@ -197,7 +197,9 @@ def run_campaign(
     try:
         while True:
             while (
-                not stop() and len(running) < window and (until is None or time.monotonic() < until or again)
+                not stop()
+                and len(running) < window
+                and (until is None or time.perf_counter() < until or again)
             ):
                 job = again.pop() if again else next(source, None)
                 if job is None:

@@ -123,11 +123,11 @@ class Runner:
 
     def advance(self, target: int, limit: float | None) -> None:
         """Run until `target` exits were made, within `limit` seconds; soon behind it at the latest."""
-        deadline = None if limit is None else time.monotonic() + limit
+        deadline = None if limit is None else time.perf_counter() + limit
         while self.end is None and self.count < target:
             budget: tuple[Budget, ...] = (exits(target - self.count),)
             if deadline is not None:
-                budget += (seconds(max(deadline - time.monotonic(), 0.001)),)
+                budget += (seconds(max(deadline - time.perf_counter(), 0.001)),)
             before = len(self.pending)
             try:
                 exit: Exit | DeviceError = self.machine.run(budget=budget)
@@ -164,7 +164,7 @@ class Lockstep(msgspec.Struct):
     ) -> bool:
         """Run both until they differ (False), both ended alike, `limit` exits were made, or
         `timeout` seconds are over (True; `stopped` says which)."""
-        began = time.monotonic()
+        began = time.perf_counter()
         chunk = _FIRST_CHUNK
         target = chunk
         sides = (self.left, self.right)
@@ -188,7 +188,7 @@ class Lockstep(msgspec.Struct):
                     self.stopped = f"the limit of {limit} exits is reached"
                     return True
                 if other.late:
-                    if timeout is not None and time.monotonic() - began >= timeout:
+                    if timeout is not None and time.perf_counter() - began >= timeout:
                         self.stopped = "the time is spent"
                         return True
                     return False
@@ -215,7 +215,7 @@ class Lockstep(msgspec.Struct):
 
     def _time(self, began: float, timeout: float | None) -> float | None:
         """Seconds that the next side may run."""
-        used = time.monotonic() - began
+        used = time.perf_counter() - began
         left = None if timeout is None else max(timeout - used, 0.001)
         if self.left.end is None and self.right.end is None:
             return left

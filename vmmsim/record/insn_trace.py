@@ -42,7 +42,7 @@ class InsnTracer:
             )
         reader = CodeReader(machine.memory)
         made = 0
-        ends = time.monotonic() + budget.amount if budget is not None else math.inf
+        ends = time.perf_counter() + budget.amount if budget is not None else math.inf
 
         def observe(*access: object) -> None:
             nonlocal made
@@ -59,7 +59,7 @@ class InsnTracer:
                 before = after
                 if not isinstance(exit, BudgetSpent) or (last is not None and made >= last):
                     return exit
-                if budget is not None and time.monotonic() >= ends:
+                if budget is not None and time.perf_counter() >= ends:
                     return BudgetSpent(budget.unit, budget.amount)
         finally:
             forget()

@@ -68,8 +68,12 @@ def replacing(path: str | Path) -> Iterator[AtomicFile]:
             raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or str(error)
+        held = os.name == "nt" and isinstance(error, PermissionError)  # so Windows tells it
         raise HostError(
-            f"'{target}' cannot be written: {reason}", hint="check the directory and the room on its disk"
+            f"'{target}' cannot be written: {reason}",
+            hint="another process has it open, or may not write there"
+            if held
+            else "check the directory and the room on its disk",
         ) from error
     _flush_directory(target)
 

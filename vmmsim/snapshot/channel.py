@@ -61,15 +61,15 @@ class Channel:
 
     def next(self, seconds: float) -> Event:
         """The next event. MigrationError when nothing at all comes in so many seconds."""
-        limit = time.monotonic() + seconds
+        limit = time.perf_counter() + seconds
         while not self._events:
             self.flush()
             self._check()
             data = self._wire.receive(SLICE)
             if data is not None:
                 self._came(data)
-                limit = time.monotonic() + seconds
-            elif time.monotonic() > limit:
+                limit = time.perf_counter() + seconds
+            elif time.perf_counter() > limit:
                 raise MigrationError(
                     f"the {self.side.other} says nothing for {seconds:g} s", hint="it is stopped, or too slow"
                 )
@@ -86,7 +86,7 @@ class Channel:
         if not self.side.abort(reason):
             return False
         with contextlib.suppress(MigrationError):
-            self._wire.send(self._rest + self.side.take(), lambda: None, time.monotonic() + 1)
+            self._wire.send(self._rest + self.side.take(), lambda: None, time.perf_counter() + 1)
         return True
 
     def close(self, *, linger: float = 0.0) -> None:

@@ -160,7 +160,7 @@ class _Mover:
         self._wire = wire
         self._channel = Channel(self._source, wire, self._check)
         self._live, self._pause, self._max_rounds, self._patience = live, pause, max_rounds, patience
-        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._deadline = None if timeout is None else time.perf_counter() + timeout
         self._timeout = timeout
         self._cancelled = cancelled
         self._progress = progress
@@ -248,7 +248,7 @@ class _Mover:
     def _budget(self) -> Budget | None:
         if self._deadline is None:
             return None
-        return seconds(max(0.001, self._deadline - time.monotonic()))
+        return seconds(max(0.001, self._deadline - time.perf_counter()))
 
     # -- the worker
 
@@ -297,13 +297,13 @@ class _Mover:
         else:
             job = self._at_boundary(lambda: (self._manifest(regions), DirtyPages(machine.memory)), hold=True)
             manifest, pages = job.result[0], job.result[1].first()
-        until = time.monotonic() + self._patience
+        until = time.perf_counter() + self._patience
         before = self._pages
         self._send_pages("stop", pages, until)
         self._last_pages = self._pages - before
         source.manifest(manifest)
         channel.flush(until=until)
-        channel.wait(Loaded, max(0.1, until - time.monotonic()))
+        channel.wait(Loaded, max(0.1, until - time.perf_counter()))
         self._check()
         source.commit()
         channel.flush(until=until)
@@ -368,12 +368,12 @@ class _Mover:
                 # The processors alone: the machine's own cancel would have a device that waits
                 # for a key answer that none came, and the guest would see that.
                 self._machine.processors.cancel()
-        told = time.monotonic()
+        told = time.perf_counter()
         while not job.done.wait(0.05):
             self._check()
-            if time.monotonic() > told + _PING:  # or the destination would give up waiting
+            if time.perf_counter() > told + _PING:  # or the destination would give up waiting
                 self._end_round()
-                told = time.monotonic()
+                told = time.perf_counter()
         if job.error is not None:
             raise job.error
         return job

@@ -38,6 +38,8 @@ ZERO_PAGE = bytes(PAGE_SIZE)
 #: Buffers are looked through in pieces of so many bytes: one comparison, if the piece is all zero.
 _PIECE = 1 << 20
 _ZERO_PIECE = bytes(_PIECE)
+#: Bytes read in one call.
+_MOST_READ = 1 << 26
 #: More memory than any machine has (layout.MAX_MEMORY), with its ROMs.
 _MOST_MEMORY = 1 << 40
 _MOST_REGIONS = 4096
@@ -57,11 +59,21 @@ class MemoryRegion(msgspec.Struct, frozen=True):
 
 
 class MappedFile:
-    """A file's bytes, mapped read-only. The descriptor lives as long as this object does."""
+    """A file's bytes, mapped read-only. The descriptor lives as long as this object does.
 
-    def __init__(self, fd: int, path: str) -> None:
+    With `copied`, as on Windows, the bytes are read and the descriptor is closed at once: a file
+    that is open or mapped there can be neither replaced nor renamed, and saving over a snapshot that is
+    loaded does the first. What is loaded then takes as much memory as the file is long.
+    """
+
+    def __init__(self, fd: int, path: str, *, copied: bool = os.name == "nt") -> None:
         self.path = path
         self.size = os.fstat(fd).st_size
+        if copied:
+            self.view = _read_all(fd, self.size)
+            self._fd = -1
+            os.close(fd)
+            return
         self.view = memoryview(mmap.mmap(fd, self.size, access=mmap.ACCESS_READ))
         self._fd = fd
         weakref.finalize(self, os.close, fd)
@@ -69,6 +81,18 @@ class MappedFile:
     def fileno(self) -> int:
         """The descriptor: runs of the file can be mapped once more, MAP_PRIVATE, for a clone."""
         return self._fd
+
+
+def _read_all(fd: int, size: int) -> memoryview:
+    view = memoryview(mmap.mmap(-1, size))
+    with open(fd, "rb", buffering=0, closefd=False) as file:
+        file.seek(0)
+        done = 0
+        while count := file.readinto(view[done : done + _MOST_READ]):
+            done += count
+    if done != size:
+        raise OSError(f"it has {done} bytes, and had {size} before")
+    return view.toreadonly()
 
 
 class Run(NamedTuple):

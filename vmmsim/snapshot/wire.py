@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 
 from ..errors import HostError, MigrationError, NotSupported, UsageError
-from ..streams.host import unix_path
+from ..streams.host import listen_alone, unix_path
 
 __all__ = ["Address", "Listener", "Wire", "connect", "read_key"]
 
@@ -98,16 +98,16 @@ class Wire:
     def send(self, data: bytes, check: Callable[[], None], until: float | None = None) -> None:
         """Hand `data` over; `left` is then how much was not, since the connection is gone or this
         has raised. `check` is called now and then, and may raise. MigrationError when the other
-        side takes nothing for `patience` seconds, or not all by the time.monotonic() `until`."""
+        side takes nothing for `patience` seconds, or not all by the time.perf_counter() `until`."""
         view = memoryview(data)
         self.left = len(view)
-        limit = time.monotonic() + self.patience
+        limit = time.perf_counter() + self.patience
         while view:
             try:
                 count = self._sock.send(view[:_CHUNK])
                 view = view[count:]
                 self.left = len(view)
-                limit = time.monotonic() + self.patience
+                limit = time.perf_counter() + self.patience
             except (BlockingIOError, InterruptedError):
                 self._ready.modify(self._sock, selectors.EVENT_READ | selectors.EVENT_WRITE)
                 try:
@@ -120,7 +120,7 @@ class Wire:
             except OSError:
                 break
             check()
-            now = time.monotonic()
+            now = time.perf_counter()
             if view and (now > limit or (until is not None and now > until)):
                 raise MigrationError(
                     "the other side takes nothing any more", hint="it is stopped, or too slow"
@@ -142,8 +142,8 @@ class Wire:
         said last arrives, and is not reset."""
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
-        end = time.monotonic() + linger
-        while (left := end - time.monotonic()) > 0 and self.receive(min(left, SLICE)) != b"":
+        end = time.perf_counter() + linger
+        while (left := end - time.perf_counter()) > 0 and self.receive(min(left, SLICE)) != b"":
             pass
         self._ready.close()
         self._sock.close()
@@ -199,8 +199,7 @@ class Listener:
             )
         sock = socket.socket(found[0], socket.SOCK_STREAM)
         try:
-            if os.name == "posix":
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listen_alone(sock)
             sock.bind(where)
             sock.listen(4)
         except OSError as error:

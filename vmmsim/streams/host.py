@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from ..errors import HostError, UsageError
 __all__ = [
     "SLICE",
     "flush",
+    "listen_alone",
     "open_file",
     "readable",
     "temporary_error",
@@ -107,6 +109,17 @@ def flush(fd: int) -> None:
             fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
             return
     os.fsync(fd)
+
+
+def listen_alone(listener: socket.socket, platform: str = os.name) -> None:
+    """Set the option with which `listener` can have a port soon after another listener has left it, and
+    with which no other process can have it meanwhile. Before it is bound.
+
+    On POSIX that is SO_REUSEADDR. On Windows the first needs no option; there SO_REUSEADDR would let another
+    process take the port, which SO_EXCLUSIVEADDRUSE forbids even where the other asks for it.
+    """
+    name = "SO_EXCLUSIVEADDRUSE" if platform == "nt" else "SO_REUSEADDR"
+    listener.setsockopt(socket.SOL_SOCKET, getattr(socket, name), 1)
 
 
 def open_file(path: str, flags: int, verb: str) -> int:

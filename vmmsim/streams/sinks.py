@@ -7,7 +7,7 @@ import stat
 import sys
 
 from ..devices.base import CharSink
-from ..errors import HostError
+from ..errors import HostError, reader_gone
 from .host import SLICE, open_file, writable
 
 __all__ = ["BufferSink", "FdSink", "FileSink", "NullSink", "OutputClosed", "StdoutSink", "TeeSink"]
@@ -132,7 +132,7 @@ class FdSink:
 
     def _fail(self, error: OSError) -> None:
         self._dead = True
-        if isinstance(error, BrokenPipeError):
+        if reader_gone(error):
             raise OutputClosed(
                 f"{self._name} was closed by its reader; the guest's output is lost from here on",
                 hint="keep the reading end of the pipe open",

@@ -16,6 +16,8 @@ from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
+from ..console.api import PROCESSED_INPUT, Console, console, is_cygwin_terminal
+from ..console.keys import Translator
 from .host import SLICE, open_file, readable
 
 __all__ = ["BytesSource", "FdSource", "FileSource", "QueueSource", "Source", "ThreadSource", "open_stdin"]
@@ -216,7 +218,7 @@ class FdSource(Source):
 
 
 class ThreadSource(QueueSource):
-    """A file descriptor that a daemon thread reads: what a terminal needs, and Windows.
+    """A file descriptor that a daemon thread reads: what a terminal needs, and pipes on Windows.
 
     `filter` sees each piece of input as soon as it is typed, in that thread, also while
     the guest reads nothing, and returns what the guest is to have of it.
@@ -227,6 +229,8 @@ class ThreadSource(QueueSource):
         self._fd = fd
         self._filter = filter
         self._closing = False
+        #: Whether the thread looks now and then if it is to end; else a read may hold it for ever.
+        self._looks = self._can_look()
         self._thread = threading.Thread(target=self._read, name="vmmsim-input", daemon=True)
         self._thread.start()
 
@@ -236,15 +240,13 @@ class ThreadSource(QueueSource):
                 time.sleep(SLICE)
                 continue
             try:
-                # Where it works, select keeps the thread from swallowing, after the
-                # machine is gone, what was typed for the shell.
-                if os.name == "posix" and not readable(self._fd, SLICE):
-                    continue
-                data = os.read(self._fd, _CHUNK)
+                data = self._more()
             except BlockingIOError:
                 continue
             except OSError:
-                data = b""
+                break
+            if data is None:
+                continue
             if not data:
                 break
             if self._filter is not None:
@@ -253,11 +255,46 @@ class ThreadSource(QueueSource):
                 self.send(data)
         self.end()
 
+    def _can_look(self) -> bool:
+        return os.name == "posix"
+
+    def _more(self) -> bytes | None:
+        """What has come; b"" at the end, None when it was waited for in vain."""
+        # Where it works, select keeps the thread from swallowing, after the
+        # machine is gone, what was typed for the shell.
+        if self._looks and not readable(self._fd, SLICE):
+            return None
+        return os.read(self._fd, _CHUNK)
+
     def close(self) -> None:
         self._closing = True
-        if os.name == "posix" and threading.current_thread() is not self._thread:
+        if self._looks and threading.current_thread() is not self._thread:
             self._thread.join()
         super().close()
+
+
+class ConsoleSource(ThreadSource):
+    """The keys of a console of Windows, as a terminal sends them. `filter` as for ThreadSource.
+
+    Keys come one by one whether the console gives lines to others or not, and without an echo.
+    Enter is CR where Ctrl-c is a key, as on a raw terminal, else LF.
+    """
+
+    def __init__(self, fd: int, console: Console, filter: Callable[[bytes], bytes] | None = None) -> None:
+        self._console = console
+        self._translator = Translator()
+        super().__init__(fd, filter)
+
+    def _can_look(self) -> bool:
+        return True
+
+    def _more(self) -> bytes | None:
+        keys = self._console.keys(self._fd, SLICE)
+        if keys is None:
+            return b""
+        carriage_return = not (self._console.mode(self._fd) or 0) & PROCESSED_INPUT
+        found = [self._translator.bytes_of(key, carriage_return=carriage_return) for key in keys]
+        return b"".join(found) or None
 
 
 class FileSource(FdSource):
@@ -275,8 +312,12 @@ class FileSource(FdSource):
     _closed = False
 
 
-def open_stdin(filter: Callable[[bytes], bytes] | None = None) -> Source:
-    """Standard input; `filter` as for ThreadSource, used only where a person types."""
+def open_stdin(filter: Callable[[bytes], bytes] | None = None, windows: Console | None = None) -> Source:
+    """Standard input; `filter` as for ThreadSource, used only where a person types: at a terminal, at
+    a console of Windows, whose keys then come one by one, at a terminal of Cygwin.
+
+    `windows` is this process's Console API by default.
+    """
     # Without a stdin at the start, descriptor 0 is the first file that somebody opened.
     if sys.__stdin__ is None:
         return BytesSource()
@@ -286,6 +327,13 @@ def open_stdin(filter: Callable[[bytes], bytes] | None = None) -> Source:
         regular = stat.S_ISREG(os.fstat(fd).st_mode)
     except (OSError, ValueError):
         return BytesSource()
+    windows = windows or console()
+    if windows is not None:
+        # NUL is a terminal, too, for the C library of Windows.
+        typed = windows.mode(fd) is not None
+        if typed and filter is not None:
+            return ConsoleSource(fd, windows, filter)
+        typed = typed or is_cygwin_terminal(windows, fd)
     if typed:
         return ThreadSource(fd, filter)
     if os.name == "posix" or regular:

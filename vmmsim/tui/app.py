@@ -217,7 +217,7 @@ class StepApp(Asking, App[int]):
     async def on_event(self, event: events.Event) -> None:
         """A key waits until what the one before has begun is done, if that is soon."""
         if isinstance(event, events.Key) and not event.is_forwarded and event.key not in _AT_ONCE:
-            while self.busy and time.monotonic() < self._began + _SOON:
+            while self.busy and time.perf_counter() < self._began + _SOON:
                 await asyncio.sleep(0.002)
             prompt = self.query(Prompt).first()
             if event.key == "enter" and prompt.asks:
@@ -247,7 +247,7 @@ class StepApp(Asking, App[int]):
             self.say("the guest runs: Escape stops it", error=True)
             return
         self.busy = True
-        self._began = time.monotonic()
+        self._began = time.perf_counter()
         self._then = self._now
         if doing:
             self.say(doing)

@@ -17,6 +17,7 @@ from unicorn import unicorn_const as uc_const
 from unicorn.unicorn_py3.unicorn import Uc, uclib
 
 from ...errors import NotSupported
+from ..unicorn_buffer import buffer_size
 from ..unicorn_context import ContextCodec
 
 __all__ = ["Offsets", "engine_offsets"]
@@ -134,7 +135,7 @@ _alive: list[Any] = []
 
 def _scratch(code: bytes) -> Uc:
     uc = Uc(UC_ARCH_X86, UC_MODE_64)
-    uc.ctl_set_tcg_buffer_size(1 << 20)
+    uc.ctl_set_tcg_buffer_size(buffer_size(1 << 20))
     uc.mem_map(_CODE, 0x1000)
     uc.mem_write(_CODE, code)
     return uc
