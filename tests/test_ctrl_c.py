@@ -36,15 +36,18 @@ def test_ctrl_c_stops_a_spinning_guest_within_50_ms(backend_name: str, spin: str
             sent: list[float] = []
 
             def press(sent: list[float] = sent) -> None:
+                while not machine._running:  # on a busy host a key could come before the run
+                    time.sleep(0.001)
+                time.sleep(0.05)
                 sent.append(time.perf_counter())
                 os.kill(os.getpid(), signal.SIGINT)
 
-            timer = threading.Timer(0.05, press)
-            timer.start()
+            key = threading.Thread(target=press, daemon=True)
             with pytest.raises(KeyboardInterrupt):
+                key.start()
                 machine.run()
             best = min(best, time.perf_counter() - sent[0])
-            timer.join()
+            key.join()
 
         # The best of five: a busy machine is late by itself.
         assert best <= PROMISED, f"{best * 1000:.1f} ms"
