@@ -375,9 +375,7 @@ def test_a_stderr_that_cannot_be_written_changes_no_exit_code() -> None:
 @posix
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 @pytest.mark.parametrize("verb", ["run", "exits"])
-def test_signals_end_a_spinning_guest(
-    backend_name: str, spin: Path, verb: str, name: str, code: int
-) -> None:
+def test_signals_end_a_spinning_guest(backend_name: str, spin: Path, verb: str, name: str, code: int) -> None:
     child = start(
         verb,
         spin,

@@ -1,6 +1,6 @@
 """Guests on hosts that are many times slower: time waits for them, and they get on.
 
-The host is made slow by its clock (`vmmsim.testing.slow`), so the tests take no longer than on a quick one.
+The host is made slow by its clock (`vmmsim.testing.slow_host`), so the tests take no longer than on a quick one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from vmmsim.budget import seconds
 from vmmsim.exits import GuestExit, SystemEvent
 from vmmsim.loaders import load_bytes, load_kernel
 from vmmsim.streams import BytesSource
-from vmmsim.testing.slow import slow_host
+from vmmsim.testing.slow_host import slow_host
 
 LINUX = Path(__file__).resolve().parents[2] / "shared" / "guests" / "linux"
 MEMORY = 128 << 20

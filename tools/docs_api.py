@@ -73,6 +73,7 @@ GROUPS: dict[str, tuple[str, dict[str, str]]] = {
         "vmmsim.testing.devices": "The suite for devices.",
         "vmmsim.testing.checks": "What a check is, and what may become of it.",
         "vmmsim.testing.same": "Comparing two sides in a test.",
+        "vmmsim.testing.slow_host": "A slow host, for tests.",
         "vmmsim.testing.bench": "A VM of a fixed shape, for checks of a backend.",
         "vmmsim.testing.strategies": "Strategies for hypothesis.",
         "vmmsim.testing.strategies.cpu": "CPU states.",
