@@ -1,6 +1,6 @@
 """Guests on hosts that are many times slower: time waits for them, and they get on.
 
-The host is made slow by its clock (`vmmsim.testing.slow_host`), so the tests take no longer than on a quick one.
+The host is made slow by its clock (`vmmsim.testing.slow_host`): the tests take no longer than elsewhere.
 """
 
 from __future__ import annotations
