@@ -71,7 +71,7 @@ def test_without_a_folder_for_temporary_files_a_recording_is_refused_with_a_reme
     save(recording, tmp_path / "run.rec")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     for act in (lambda: save(recording, tmp_path / "other.rec"), lambda: load(tmp_path / "run.rec")):
-        with pytest.raises(HostError, match="begin of a recording cannot be kept in '.*none'") as caught:
+        with pytest.raises(HostError, match="begin of a recording cannot be kept") as caught:
             act()
         assert "TMPDIR" in caught.value.hint
     assert not (tmp_path / "other.rec").exists()
