@@ -163,8 +163,8 @@ def _restore_other_pages(backend: str, quick: bool) -> list[Result]:
     )
     if why:
         return [Result(name=name, unit="us", backend=backend, skipped=why)]
-    rounds, turns = (10, 1) if quick else (100, 5)
-    command = [sys.executable, __file__, "restore", backend, str(rounds)]
+    rounds, turns, used = (5, 1, 4) if quick else (100, 5, 62)
+    command = [sys.executable, __file__, "restore", backend, str(rounds), str(used)]
     rules = [sys.executable, str(_HOSTS / "pages"), "--page", "16K"]
     times: list[list[dict[str, float]]] = [[], []]
     for _ in range(turns):
@@ -184,11 +184,11 @@ def _restore_other_pages(backend: str, quick: bool) -> list[Result]:
     ]  # fmt: skip
 
 
-def _restore_main(backend: str, rounds: int) -> None:
+def _restore_main(backend: str, rounds: int, used: int) -> None:
     opened = open_backend(backend)[0]
     with (
         tempfile.TemporaryDirectory() as folder,
-        _restoring(opened, 62 * _MIB) as (machine, back, _copy),
+        _restoring(opened, used * _MIB) as (machine, back, _copy),
     ):
         path = Path(folder) / "file"
         save(machine.snapshot(), path)
@@ -441,5 +441,5 @@ BENCHMARKS: dict[str, Benchmark] = {
 }
 
 if __name__ == "__main__":
-    main = {"alive": _alive_main, "restore": _restore_main}[sys.argv[1]]
-    main(sys.argv[2], int(sys.argv[3]))
+    main: Callable[..., None] = {"alive": _alive_main, "restore": _restore_main}[sys.argv[1]]
+    main(sys.argv[2], *map(int, sys.argv[3:]))

@@ -9,7 +9,6 @@ begins with a host page, and what lies between its end and that of its last host
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import mmap
 import os
@@ -62,7 +61,7 @@ def why_copied() -> str:
     if os.name != "posix":
         return "this system cannot map pages anew where they are"
     if _mmap() is None:
-        return "the C library has no mmap"
+        return "this Python cannot call the C library's mmap"
     size = host_page()
     if size & (size - 1) or not PAGE_SIZE <= size <= MOST_HOST_PAGE:
         return (
@@ -80,8 +79,10 @@ def can_map() -> bool:
 @functools.cache
 def _mmap() -> Any:
     try:
+        import ctypes  # here, since `vmmsim doctor` is to work without
+
         function = ctypes.CDLL(None, use_errno=True).mmap
-    except (OSError, AttributeError, TypeError):  # TypeError: Windows
+    except (ImportError, OSError, AttributeError):
         return None
     function.restype = ctypes.c_void_p
     function.argtypes = (
@@ -101,8 +102,10 @@ def fit(size: int, at: int, length: int, offset: int) -> tuple[int, int]:
 
 def address_of(region: Region) -> int:
     """Where the host has the region: the begin of a host page."""
-    anchor = ctypes.c_char.from_buffer(region.buffer)
-    address = ctypes.addressof(anchor)
+    from ctypes import addressof, c_char
+
+    anchor = c_char.from_buffer(region.buffer)
+    address = addressof(anchor)
     del anchor  # or the mapping could never be closed
     return address
 
@@ -110,6 +113,8 @@ def address_of(region: Region) -> int:
 def map_over(region: Region, at: int, length: int, fd: int | None, offset: int = 0) -> None:
     """Lay `length` bytes at `at` in the region over those at `offset` of a file, copy-on-write; over zeros if
     `fd` is None. They are what `fit` gives, or the whole region. HostError when the host refuses."""
+    from ctypes import get_errno
+
     size = host_page()
     assert at % size == offset % size == 0, (at, offset)
     assert (at + length) % size == 0 or at + length == region.size, (at, length)
@@ -120,7 +125,7 @@ def map_over(region: Region, at: int, length: int, fd: int | None, offset: int =
     done = _mmap()(address, length, _PROT, flags, -1 if fd is None else fd, offset)
     if done != address:
         raise HostError(
-            f"the host cannot map {format_size(length)} of guest memory: {os.strerror(ctypes.get_errno())}",
+            f"the host cannot map {format_size(length)} of guest memory: {os.strerror(get_errno())}",
             hint="see ulimit -v, and /proc/sys/vm/max_map_count on Linux",
         )
 
