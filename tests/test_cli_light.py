@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from cli_tools import environment
+from cli_tools import vmmsim as vmmsim_run
 
 import vmmsim
 from vmmsim.testing.slow import time_limit
@@ -99,6 +100,34 @@ def test_the_disassembly_is_missed_but_nothing_breaks_without_capstone() -> None
 
     assert result.returncode == 0, result.stderr
     assert "port_write" in result.stdout
+
+
+def test_what_runs_no_guest_works_without_unicorn_and_capstone(tmp_path: Path) -> None:
+    """As pip leaves them out on Windows on ARM: traces, snapshots, the explorer; doctor says so."""
+    trace, snapshot, page = (str(tmp_path / name) for name in ("lwn.jsonl", "lwn.vsnap", "lwn.html"))
+    for made in (
+        vmmsim_run("trace", "lwn", "-q", "-b", "unicorn", "-o", trace),
+        vmmsim_run("run", "lwn", "-q", "-b", "unicorn", "--snapshot-on", "exit:1", "-o", snapshot),
+    ):
+        assert made.returncode == 0, made.stderr
+    for verb, code, said in (
+        (["trace", trace, "-o", page], 0, ""),
+        (["snapshot", "show", snapshot], 0, "uart"),
+        (["guests"], 0, "hello64"),
+        (["doctor"], None, "unicorn: not usable: the unicorn package is missing"),
+        (["run", "lwn", "-b", "unicorn"], 126, ""),
+    ):
+        result = python(
+            "import sys\n"
+            "sys.modules.update(unicorn=None, capstone=None)\n"
+            "from vmmsim.cli.main import main\n"
+            "main(sys.argv[1:])",
+            *verb,
+        )
+        assert "internal error" not in result.stderr
+        assert said in result.stdout
+        assert code is None or result.returncode == code, result.stderr
+    assert "<html" in Path(page).read_text(encoding="utf-8")
 
 
 def test_asm_without_keystone_names_the_extra(tmp_path: Path) -> None:
