@@ -36,6 +36,11 @@ _TRIES = 4
 
 #: capstone's CS_OP_REG, CS_OP_IMM and CS_OP_MEM, the same in all its versions 4 and 5.
 _REG, _IMM, _MEM = 1, 2, 3
+#: Legacy prefixes, and the opcodes of the string instructions, which REP repeats.
+_PREFIXES = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3")
+_STRING = frozenset(
+    bytes([opcode]) for opcode in (*range(0x6C, 0x70), *range(0xA4, 0xA8), *range(0xAA, 0xB0))
+)
 _BITS = {"real": 16, "v86": 16, "p16": 16, "c16": 16, "p32": 32, "c32": 32, "l64": 64}
 #: Instructions that reach memory through registers that capstone does not show as an operand.
 _IMPLICIT = ("push", "pop", "call", "ret", "iret", "int", "enter", "leave", "lcall", "xlat")
@@ -98,8 +103,9 @@ class CodeReader:
             return []
         found = []
         for insn in engine.disasm(self.read(state, linear, size), linear, count):
-            text = f"{insn.mnemonic} {insn.op_str}".strip()
-            found.append(Insn(insn.address, bytes(insn.bytes), text, "[" in insn.op_str))
+            code = bytes(insn.bytes)
+            text = _with_prefixes(code, f"{insn.mnemonic} {insn.op_str}".strip())
+            found.append(Insn(insn.address, code, text, "[" in insn.op_str))
         return found
 
     def store(self, state: CpuState, insn: Insn) -> tuple[int, int, int] | None:
@@ -141,6 +147,20 @@ class CodeReader:
                 modes = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}
                 self._engines[bits] = capstone.Cs(capstone.CS_ARCH_X86, modes[bits])
         return self._engines[bits]
+
+
+def _with_prefixes(code: bytes, text: str) -> str:
+    """`text` with the REP or LOCK that the CPU obeys: capstone 5 shows none for F2 with MOVSD, which
+    repeats as with F3 (SDM vol. 2, REP), nor LOCK where F2 or F3 follows it
+    (findings/capstone-prefix-not-in-text.sh)."""
+    at = next((at for at, byte in enumerate(code) if byte not in _PREFIXES), len(code))
+    opcode = code[at + 1 : at + 2] if code[at] & 0xF0 == 0x40 and at + 1 < len(code) else code[at : at + 1]
+    repeats = [byte for byte in code[:at] if byte in (0xF2, 0xF3)]
+    if repeats and opcode in _STRING and not text.startswith("rep"):
+        return f"{'rep' if repeats[-1] == 0xF3 else 'repne'} {text}"
+    if 0xF0 in code[:at] and "lock" not in text:
+        return f"lock {text}"
+    return text
 
 
 def _effective(state: CpuState, end: int, operand: Any, reg_name: Any) -> int:
