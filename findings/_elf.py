@@ -28,7 +28,5 @@ def elf64(headers, data=b"", count=None, sections=b"", entry=0x100000):
 
 
 def note(owner, kind, desc, align=4):
-    def pad(b):
-        return b + bytes(-len(b) % align)
-
-    return struct.pack("<III", len(owner), len(desc), kind) + pad(owner) + pad(desc)
+    head = struct.pack("<III", len(owner), len(desc), kind)
+    return head + owner + bytes(-len(owner) % align) + desc + bytes(-len(desc) % align)

@@ -35,6 +35,10 @@ OTHERWISE = [
     (32, "iret", "line 1: .*an operand size of 16 bits"),
     (16, "mov al, 0x1234", "line 1: .*the line's number is 0x1234"),
     (16, "mov [0x12345], al", "line 1: .*the line's 0x12345"),
+    (64, "nop\nmov rax, [rax + rsp]", "line 2: .*registers are RAX, RSP"),
+    (64, "mov rax, [rsp*1]", "line 1: "),
+    (16, "nop\n.code32\nmov eax, [eax+esp]", "line 3: .*registers are EAX, ESP"),
+    (16, "mov ax, [eax*4]", "line 1: .*registers are EAX"),
     (16, "call bx\nret", "line 2: `ret` has an operand size of 32 bits"),
 ]
 

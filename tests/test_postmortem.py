@@ -199,3 +199,28 @@ def test_code_is_read_up_to_the_end_of_memory() -> None:
         state = m.vcpu.state()
         assert CodeReader(m.memory).read(state, 0x0FFE, 16) == bytes(2)
         assert CodeReader(m.memory).read(state, 0x1000, 16) == b""
+
+
+@pytest.mark.unicorn
+@pytest.mark.parametrize(
+    ("code", "mode", "text", "repeats"),
+    [
+        ("f2a5", "l64", "repne movsd dword ptr [rdi], dword ptr [rsi]", True),
+        ("f3f2a5", "p32", "repne movsd dword ptr es:[edi], dword ptr [esi]", True),
+        ("f266a5", "real", "repne movsd dword ptr es:[di], dword ptr [si]", True),
+        ("f3a5", "l64", "rep movsd dword ptr [rdi], dword ptr [rsi]", True),
+        ("f0f20fb10b", "l64", "lock cmpxchg dword ptr [rbx], ecx", False),
+        ("f0f30fb10b", "p32", "lock cmpxchg dword ptr [ebx], ecx", False),
+        ("f20f10c0", "l64", "movsd xmm0, xmm0", False),
+        ("f390", "l64", "pause", False),
+    ],
+)
+def test_the_text_has_the_prefixes_that_the_cpu_obeys(code: str, mode: str, text: str, repeats: bool) -> None:
+    """capstone 5 leaves some out: SDM vol. 2, REP: F2 repeats MOVS as F3 does."""
+    with machine(code, mode) as m:
+        state = m.vcpu.state()
+        insn = CodeReader(m.memory).decode(state, state.linear_rip)[0]
+
+    assert insn.code.hex() == code
+    assert insn.text == text
+    assert insn.repeats == repeats

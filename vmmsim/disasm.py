@@ -36,6 +36,11 @@ _TRIES = 4
 
 #: capstone's CS_OP_REG, CS_OP_IMM and CS_OP_MEM, the same in all its versions 4 and 5.
 _REG, _IMM, _MEM = 1, 2, 3
+#: Legacy prefixes, and the opcodes of the string instructions, which REP repeats.
+_PREFIXES = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3")
+_STRING = frozenset(
+    bytes([opcode]) for opcode in (*range(0x6C, 0x70), *range(0xA4, 0xA8), *range(0xAA, 0xB0))
+)
 _BITS = {"real": 16, "v86": 16, "p16": 16, "c16": 16, "p32": 32, "c32": 32, "l64": 64}
 #: Instructions that reach memory through registers that capstone does not show as an operand.
 _IMPLICIT = ("push", "pop", "call", "ret", "iret", "int", "enter", "leave", "lcall", "xlat")
@@ -107,10 +112,9 @@ class CodeReader:
                 if whole is not None:
                     found.append(whole)
                     break
-                text = f"{insn.mnemonic} {insn.op_str}".strip()
-                if insn.mnemonic == "movsd" and _repne(insn.bytes):
-                    text = f"repne {text}"
-                found.append(Insn(insn.address, bytes(insn.bytes), text, "[" in insn.op_str))
+                code = bytes(insn.bytes)
+                text = _with_prefixes(code, f"{insn.mnemonic} {insn.op_str}".strip())
+                found.append(Insn(insn.address, code, text, "[" in insn.op_str))
                 at += insn.size
             else:
                 break
@@ -158,14 +162,19 @@ class CodeReader:
         return self._engines[bits]
 
 
-#: Legacy prefixes and REX: what may stand before a string instruction's opcode.
-_PREFIXES = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3" + bytes(range(0x40, 0x50)))
-
-
-def _repne(code: bytes) -> bool:
-    """Whether this is MOVSD, the string instruction (A5h), with F2h, which capstone 5.0 does not show: by
-    that name it knows SSE2's, where F2h is a part of the opcode."""
-    return code[-1] == 0xA5 and 0xF2 in code[:-1] and _PREFIXES.issuperset(code[:-1])
+def _with_prefixes(code: bytes, text: str) -> str:
+    """`text` with the REP or LOCK that the CPU obeys: capstone 5 shows none for F2 with MOVSD, which
+    repeats as with F3 (SDM vol. 2, REP), nor LOCK where F2 or F3 follows it
+    (findings/capstone-prefix-not-in-text.sh)."""
+    at = next((at for at, byte in enumerate(code) if byte not in _PREFIXES), len(code))
+    rex = at + 1 < len(code) and code[at] & 0xF0 == 0x40
+    opcode = code[at + 1 : at + 2] if rex else code[at : at + 1]
+    repeats = [byte for byte in code[:at] if byte in (0xF2, 0xF3)]
+    if repeats and opcode in _STRING and not text.startswith("rep"):
+        return f"{'rep' if repeats[-1] == 0xF3 else 'repne'} {text}"
+    if 0xF0 in code[:at] and "lock" not in text:
+        return f"lock {text}"
+    return text
 
 
 def _long_jump(data: bytes, insn: Any, bits: int) -> Insn | None:
