@@ -250,7 +250,8 @@ class UnicornVm(Vm):
         from .unicorn_traps import VMCB, VMCB_SIZE
 
         at = 0
-        for gpa, size in [*((r.gpa, r.size) for r in self._regions), (VMCB, VMCB_SIZE), (_TOP, 0)]:
+        taken = [*((r.gpa, r.size) for r in self._regions), *vcpu.reserved, (VMCB, VMCB_SIZE), (_TOP, 0)]
+        for gpa, size in taken:
             if at < gpa:
                 vcpu.map_hole(at, gpa - at)
             at = gpa + size
