@@ -19,7 +19,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unicorn import UC_CTL_IO_WRITE, UC_CTL_TLB_FLUSH, UC_ERR_FETCH_PROT, x86_const
 from unicorn.unicorn_py3.unicorn import Uc, UcError, uclib
@@ -48,6 +48,8 @@ _DR6_BS = 1 << 14
 #: EXITINFO2 of SVM's control block: the address of a nested page fault.
 _EXITINFO2 = VMCB + 0x80
 _COMPARING = b"\xa6\xa7\xae\xaf"
+#: Bytes of the longest instruction (SDM vol. 2, 2.3.11); capstone's number of EFLAGS.
+_LONGEST, _EFLAGS = 15, 25
 _LOW, _M64 = 0xFFFFFFFF, (1 << 64) - 1
 _FLUSH_TLB = UC_CTL_IO_WRITE << 30 | UC_CTL_TLB_FLUSH
 
@@ -79,6 +81,7 @@ class FreeCode(PortableAccesses):
         super().open(uc)
         self._free = False
         self._traps.mend_begun = self._mend_begun
+        self._traps.fetches.mend_perhaps = self._mend_perhaps
         self._tables = None
         self.reserved = ()
         if not self._counting and (_testing or free_usable()[0]):
@@ -390,15 +393,65 @@ class FreeCode(PortableAccesses):
 
     def _mend_begun(self) -> None:
         """On words just saved, in the hook for a fault of an instruction of free code: see `unicorn_lazy`.
-        Where only QEMU's translator knew whether the flags were computed, what they look like decides."""
+        Where only QEMU's translator knew whether the flags were computed, what they look like decides,
+        and the instruction before."""
+        asked = self._asked()
+        if asked or (asked is None and self._looks_settled() and not self._flags_just_set()):
+            self._take_for_flags()
+
+    def _mend_perhaps(self) -> None:
+        """The same where the fault may be of a later fetch: then the instruction at RIP is not begun. It is
+        of a load where the block ends before the page does."""
+        if self._asked() and self._block_ends_in_page():
+            self._take_for_flags()
+
+    def _asked(self) -> bool | None:
+        """Whether the instruction at RIP, being begun, has put the flags where an operand was."""
         cpu = self._traps.cpu
         words, at = cpu.words, cpu.flags
-        result, source, operation = words[at + 1], words[at + 2], words[at + 4]
+        source, operation = words[at + 2], words[at + 4]
         if source & ~STATUS or operation & _LOW == CC_EFLAGS:
-            return
-        asked = asks_first(self._traps.code(), bool(words[cpu.hidden] & _CODE64), operation, source)
-        if asked or (asked is None and settled_already(operation, source, result)):
-            words[at + 4] = operation & ~_LOW | CC_EFLAGS
+            return False
+        return asks_first(self._traps.code(), bool(words[cpu.hidden] & _CODE64), operation, source)
+
+    def _looks_settled(self) -> bool:
+        words, at = self._traps.cpu.words, self._traps.cpu.flags
+        return settled_already(words[at + 4], words[at + 2], words[at + 1])
+
+    def _take_for_flags(self) -> None:
+        words, at = self._traps.cpu.words, self._traps.cpu.flags
+        words[at + 4] = words[at + 4] & ~_LOW | CC_EFLAGS
+
+    def _flags_just_set(self) -> bool:
+        """Whether the bytes before RIP are an instruction that sets flags: then it is of the same block."""
+        decoder, linear = self._decoder()
+        decoder.detail = True
+        for size in range(1, _LONGEST + 1):
+            found = next(decoder.disasm(self._traps.memory.peek(linear - size, size), 0, 1), None)
+            if found is not None and found.size == size and _EFLAGS in found.regs_access()[1]:
+                return True
+        return False
+
+    def _block_ends_in_page(self) -> bool:
+        """Whether code from RIP on has a branch before the page ends."""
+        import capstone
+
+        decoder, linear = self._decoder()
+        decoder.detail = True
+        ends = (capstone.CS_GRP_JUMP, capstone.CS_GRP_CALL, capstone.CS_GRP_RET, capstone.CS_GRP_IRET)
+        code = self._traps.memory.peek(linear, PAGE - linear % PAGE)
+        return any(insn.group(end) for insn in decoder.disasm(code, 0) for end in ends)
+
+    def _decoder(self) -> tuple[Any, int]:
+        """For the code at RIP, as of the last save, and its linear address."""
+        import capstone
+
+        cpu = self._traps.cpu
+        hidden = cpu.words[cpu.hidden]
+        mode = capstone.CS_MODE_32 if hidden & _CODE32 else capstone.CS_MODE_16
+        mode = capstone.CS_MODE_64 if hidden & _CODE64 else mode
+        self._traps.use_memory(0)
+        return capstone.Cs(capstone.CS_ARCH_X86, mode), cpu.linear(cpu.words[cpu.rip])
 
     # -- the rest
 

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 from ...cpu.prefixes import LEGACY_PREFIXES
 from ..ticker import hurry
 from ..unicorn_trap_cpu import SS
-from ..unicorn_vcpu import DB
 from .free import FreeCode
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ _SHADOW, _NMI_MASKED, _CODE64, _SS32 = 1 << 3, 1 << 34, 1 << 15, 1 << 5
 _R11 = 11
 #: Steps in a row after which a guest that keeps its window shut runs free again: at first, and then;
 #: and how many milliseconds it does at the most.
-_STEPS, _MORE_STEPS, _MOST_PAUSES = 4000, 200, 16
+_STEPS, _MORE_STEPS, _MOST_PAUSES = 1000, 200, 16
 #: RFLAGS in a glance: behind 17 registers.
 _RFLAGS_AT = 17 * 8
 _PUSHF, _LOADS, _SYSRET = 1, 2, 3
@@ -120,12 +119,9 @@ class WindowSteps(FreeCode):
             if self._free and self._want:
                 self._at_boundary = True
             return super()._trapped(number)
-        if number != DB or self._planted is not None:
-            self._end_steps()
-            self._at_boundary = True
-            return super()._trapped(number)
-        self._step_done()
-        return None
+        self._end_steps()
+        self._at_boundary = True
+        return super()._trapped(number)
 
     def _step_done(self) -> None:
         cpu = self._traps.cpu

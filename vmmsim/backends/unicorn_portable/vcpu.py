@@ -32,7 +32,7 @@ from ...cpu.state import CpuState, Registers
 from ...errors import UsageError
 from ...exits import Access, BudgetSpent, Cancelled, Exit, Halt, ReadAccess, Shutdown
 from ..unicorn_lazy import STATUS
-from ..unicorn_vcpu import FOREVER, GP, INTERCEPTS, PAGE, PF
+from ..unicorn_vcpu import DB, FOREVER, GP, INTERCEPTS, PAGE, PF
 from .accesses import DRAIN, INLINE, INSN, ONE
 from .steps import WindowSteps
 
@@ -121,6 +121,9 @@ class PortableVcpu(WindowSteps):
             self._keep.pop()
 
     def _trapped(self, number: int) -> str | None:
+        if number == DB and self._stepped and self._planted is None:
+            self._step_done()
+            return None
         if number == PF:
             stopping = self._stopper is not None or (self._counting and self._begun >= self._limit)
             if stopping and self._traps.fetches.forget():
