@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("unicorn")
 
+from vmmsim.backends.unicorn_native.vcpu import native_usable
 from vmmsim.backends.unicorn_portable import free
 from vmmsim.backends.unicorn_portable.free import free_usable
 from vmmsim.backends.unicorn_portable.nested import NestedTables
@@ -19,6 +20,7 @@ from vmmsim.budget import insns, seconds
 from vmmsim.cpu.modes import setup
 from vmmsim.cpu.state import Segment
 from vmmsim.exits import BudgetSpent, Cancelled, Halt
+from vmmsim.loaders import load_bytes
 from vmmsim.machine import Machine
 from vmmsim.memory import Region
 
@@ -180,6 +182,33 @@ def test_without_its_proof_code_is_counted(monkeypatch: pytest.MonkeyPatch) -> N
         assert machine.run(budget=seconds(60)) == Halt()
         assert not _free(machine)
         assert machine.accesses.total == 3
+
+
+#: mov rsp, 0x7000; gate 40h to h; lidt; the local APIC on; an IPI 40h to itself; pushfq; pop rdx; sti; nop; cli;
+#: out 0xe9, '.'; out 0xe9, TF of the image; out 0xf4, 0; h: out 0xe9, 'I'; EOI; iretq
+_WINDOW = (
+    "bc00700000488d056d000000bf00540000668907668ccb66895f02c74704008e000048c747080000000066c70425f04f0000"
+    "ff0f48c70425f24f0000005000000f011c25f04f000041bf0000e0fe41c787f0000000ff01000041c7870003000040000400"
+    "9c5afb90fab02ee6e988f024010430e6e9b000e6f4b049e6e941c787b00000000000000048cf"
+)
+
+
+@pytest.mark.parametrize("engine", ["native", "portable"])
+def test_a_window_of_one_instruction_is_seen_and_pushf_stores_no_step(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine == "native" and not native_usable()[0]:
+        pytest.skip(native_usable()[1])
+    monkeypatch.setenv("VMMSIM_UNICORN", engine)
+    with Machine(model="pc", backend="unicorn", memory=1 << 20) as machine:
+        image = load_bytes(bytes.fromhex(_WINDOW), name="window", load_address=0x7C00, mode="l64")
+        machine.load(image)
+        printed = []
+        machine.observe(lambda cls, address, size, value: address == 0xE9 and printed.append(value))
+
+        machine.run(budget=seconds(60))
+
+        assert bytes(printed) == b"I.0"
 
 
 def test_phases_by_the_clock() -> None:
