@@ -13,7 +13,7 @@ from collections.abc import Callable
 __all__ = ["Phases"]
 
 #: So many accesses to MMIO a second are too many for free code; it is asked after each group of accesses.
-_MOST, _GROUP = 4_000, 256
+_MOST, _GROUP = 4_000, 64
 #: So few are no reason to count.
 _SPARSE = 2_000
 #: Freedom shorter than this many seconds was not worth its price; at most so many slices in a row
@@ -22,9 +22,10 @@ _BRIEF, _MOST_PATIENCE = 0.2, 64
 
 
 class Phases:
-    """`mmio` arguments are numbers of accesses to MMIO that only grow. `clock` gives seconds."""
+    """`mmio` arguments are numbers of accesses to MMIO that only grow. `clock` gives seconds, of CPU
+    time: on a busy host each access takes long, and a guest that makes nothing else would look quiet."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.process_time) -> None:
         self._clock = clock
         self._quiet, self._patience = 0, 1
         self._since = self._freed = clock()
