@@ -126,10 +126,16 @@ class UnicornBackend(Backend):
     def doctor(self) -> list[tuple[str, str]]:
         import unicorn
 
-        return [
+        found = [
             ("version", unicorn.__version__),
             ("engine", f"{self.engine}: {self.engine_reason}"),
         ]
+        if self.engine == "portable":
+            from .unicorn_portable.free import free_usable
+
+            usable, reason = free_usable()
+            found.append(("free code", reason if usable else f"none, each instruction is counted: {reason}"))
+        return found
 
 
 class UnicornVm(Vm):

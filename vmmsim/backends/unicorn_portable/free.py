@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import platform
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -470,6 +472,10 @@ def free_usable() -> tuple[bool, str]:
     global _testing
     from .selftest import self_test
 
+    if sys.platform == "darwin" and platform.machine() == "arm64":
+        # uc_emu_stop counts how deep it is in the API, without a lock; the last out switches the right to
+        # write translated code, of its own thread. From a second thread that is a race.
+        return False, "uc_emu_stop from another thread is not safe on Apple silicon"
     try:
         no_exit_offset()
     except NotSupported as error:

@@ -34,7 +34,7 @@ _SHADOW, _NMI_MASKED, _CODE64, _SS32 = 1 << 3, 1 << 34, 1 << 15, 1 << 5
 _R11 = 11
 #: Steps in a row after which a guest that keeps its window shut runs free again: at first, and then;
 #: and how many milliseconds it does at the most.
-_STEPS, _MORE_STEPS, _MOST_PAUSES = 1000, 200, 16
+_STEPS, _MORE_STEPS, _MOST_PAUSES = 2000, 200, 2
 #: RFLAGS in a glance: behind 17 registers.
 _RFLAGS_AT = 17 * 8
 _PUSHF, _LOADS, _SYSRET = 1, 2, 3
