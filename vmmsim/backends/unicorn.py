@@ -141,10 +141,16 @@ class UnicornBackend(Backend):
         version = _dotted(_library_version())
         if version != unicorn.__version__:
             version += f", called by the Python package's {unicorn.__version__}"
-        return [
+        found = [
             ("version", version),
             ("engine", f"{self.engine}: {self.engine_reason}"),
         ]
+        if self.engine == "portable":
+            from .unicorn_portable.free import free_usable
+
+            usable, reason = free_usable()
+            found.append(("free code", reason if usable else f"none, each instruction is counted: {reason}"))
+        return found
 
 
 def _library_version() -> tuple[int, int, int]:
@@ -289,7 +295,8 @@ class UnicornVm(Vm):
         from .unicorn_traps import VMCB, VMCB_SIZE
 
         at = 0
-        for gpa, size in [*((r.gpa, r.size) for r in self._regions), (VMCB, VMCB_SIZE), (_TOP, 0)]:
+        taken = [*((r.gpa, r.size) for r in self._regions), *vcpu.reserved, (VMCB, VMCB_SIZE), (_TOP, 0)]
+        for gpa, size in taken:
             if at < gpa:
                 vcpu.map_hole(at, gpa - at)
             at = gpa + size

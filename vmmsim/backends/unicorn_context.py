@@ -19,7 +19,7 @@ from unicorn.unicorn_py3.unicorn import Uc, UcError
 from ..cpu import msrs
 from ..cpu.state import CpuState, Events, FpuState, Registers, Segment, Table
 from ..errors import NotSupported
-from .unicorn_glance import HOOKED_SIZE
+from .unicorn_glance import GLANCE_SIZE, HOOKED_SIZE
 from .unicorn_probe import ContextBytes, Layout, find_layout, prove
 from .unicorn_registers import RegisterAccess, quick, scratch_engine
 
@@ -78,17 +78,18 @@ class ContextCodec(RegisterAccess):
             )
         self.layout = layout
         self.context = ContextBytes(uc)
-        self._glance = self.context.data[layout.registers : layout.registers + HOOKED_SIZE]
+        begin = layout.registers
+        self._glances = [self.context.data[begin : begin + size] for size in (GLANCE_SIZE, HOOKED_SIZE)]
 
     def lazy_source(self) -> int:
         """The source operand of the last operation that set flags; see `unicorn_lazy`."""
         source: int = _FLAGS.unpack_from(self.context.save(), self.layout.flags)[2]
         return source
 
-    def glance(self) -> bytes:
-        """What `unicorn_glance` reads, where a hook is called before each instruction."""
+    def glance(self, *, hooked: bool) -> bytes:
+        """What `unicorn_glance` reads; `hooked`: a hook is called before each instruction."""
         quick.uc_context_save(self.engine, self.context._handle)
-        return self._glance.tobytes()
+        return self._glances[hooked].tobytes()
 
     def write_registers(self, registers: Registers) -> None:
         """General registers, RIP and RFLAGS; in an INTR hook it does not end the run."""

@@ -48,6 +48,8 @@ class FetchFaults:
         self._code = code
         #: Whether the last #PF is known to be of a load.
         self.by_load: Callable[[], bool] = bool
+        #: Without hooks: mends the flags of an instruction that may be begun, where nobody else does.
+        self.mend_perhaps: Callable[[], None] = lambda: None
         #: CR2 before that, where it is known.
         self.old_cr2: Callable[[], int | None] = lambda: None
         #: The RIP of the instruction that is executed alone; that of the one which is to be.
@@ -75,6 +77,8 @@ class FetchFaults:
         cpu = self._cpu
         if hooked:  # it may be a load's, and then the instruction is begun
             cpu.mend_flags(begun=False)
+        else:
+            self.mend_perhaps()
         self._undo()
         self._alone()
         return True

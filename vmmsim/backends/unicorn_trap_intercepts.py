@@ -26,16 +26,30 @@ from .unicorn_trap_msrs import Msrs, Platform
 if TYPE_CHECKING:
     from .unicorn_traps import TrapUnit
 
-__all__ = ["ALL", "CPUID", "CR0_WRITE", "CR4_WRITE", "CR8_READ", "CR8_WRITE", "HALTED", "HLT", "Intercepts"]
-__all__ += ["MSR", "RDPMC", "RDTSC", "RDTSCP", "SHUTDOWN", "VMCB", "VMCB_SIZE", "vmcb_bytes"]
+__all__ = ["ALL", "ARMING", "CPUID", "CR0_WRITE", "CR4_WRITE", "CR8_READ", "CR8_WRITE", "DR7_WRITE", "HALTED"]
+__all__ += [
+    "HLT",
+    "MSR",
+    "RDPMC",
+    "RDTSC",
+    "RDTSCP",
+    "SHUTDOWN",
+    "VMCB",
+    "VMCB_SIZE",
+    "Intercepts",
+    "vmcb_bytes",
+]
 
 # SVM exit codes.
-CR8_READ, CR0_WRITE, CR4_WRITE, CR8_WRITE = 0x08, 0x10, 0x14, 0x18
+CR8_READ, CR0_WRITE, CR4_WRITE, CR8_WRITE, DR7_WRITE = 0x08, 0x10, 0x14, 0x18, 0x37
 RDTSC, RDPMC, CPUID, HLT, MSR, SHUTDOWN, RDTSCP = 0x6E, 0x6F, 0x72, 0x78, 0x7C, 0x7F, 0x87
 #: What `arm` takes unless told otherwise.
 ALL = frozenset({CR8_READ, CR0_WRITE, CR4_WRITE, CR8_WRITE, RDTSC, RDPMC, CPUID, HLT, MSR, SHUTDOWN, RDTSCP})
 #: What `Intercepts.handle` answers for HLT: RIP is behind it, and the rest is the caller's.
 HALTED = "halted"
+#: What it answers for a write to DR7 that arms breakpoints, or where some are armed: nothing is done,
+#: since only QEMU itself can do it.
+ARMING = "arming"
 
 #: Where the control block of SVM lies, beyond the 2**48 of guest memory, with a bitmap behind it
 #: that intercepts every MSR. QEMU reads it and nothing else.
@@ -47,6 +61,8 @@ _LENGTHS = {RDTSC: 2, RDPMC: 2, CPUID: 2, HLT: 1, MSR: 2, RDTSCP: 3}
 _GP, _DB = 13, 1
 _TF, _RF = 1 << 8, 1 << 16
 _DR6_BS = 1 << 14
+#: Of DR7: the bit that is always 1; the type of a breakpoint of I/O, which QEMU looks for at each IN and OUT.
+_DR7_FIXED, _DR7_IO = 1 << 10, 2
 _GUEST, _INHIBIT, _CODE64, _LMA = 1 << 21, 1 << 3, 1 << 15, 1 << 14
 _LOW = 0xFFFFFFFF
 
@@ -81,7 +97,8 @@ class Intercepts:
         self.platform = platform
         cpu = self._cpu = unit.cpu
         layout = cpu.codec.layout
-        self._svm = cpu.debug + 13  # vm_vmcb, tsc_offset, intercept, then CR and DR by 16 bits each
+        #: Where the words of SVM begin.
+        self.svm = cpu.debug + 13  # vm_vmcb, tsc_offset, intercept, then CR and DR by 16 bits each
         self.msrs = Msrs(unit, platform)
         self._tpr = layout.tpr
         self.armed: frozenset[int] = frozenset()
@@ -103,17 +120,15 @@ class Intercepts:
     def apply(self, words: memoryview) -> None:
         """Put what is armed into the CPU structure of a context, as 64-bit words: where a context
         is restored that was saved before."""
-        general = control_read = control_write = 0
+        general = control = 0
         for code in self.armed:
-            if code < 0x10:
-                control_read |= 1 << code
-            elif code < 0x20:
-                control_write |= 1 << code - 0x10
+            if code < 0x40:  # reads and writes of CR0 to CR15, then of DR0 to DR15
+                control |= 1 << code
             else:
                 general |= 1 << code - 0x60
-        at, hidden = self._svm, self._cpu.hidden
+        at, hidden = self.svm, self._cpu.hidden
         words[at], words[at + 1], words[at + 2] = VMCB, 0, general
-        words[at + 3] = control_read | control_write << 16
+        words[at + 3] = control
         words[hidden] = words[hidden] & ~_GUEST | (_GUEST if self.armed else 0)
         self.let_through = False
 
@@ -122,7 +137,7 @@ class Intercepts:
         INTR hook. True when the event was only the single step that was asked for."""
         cpu, words = self._cpu, self._cpu.words
         self.let_through = False
-        words[self._svm + 3] |= 1 << 16
+        words[self.svm + 3] |= 1 << 16
         if not self._stepping:
             return False
         words[cpu.flags] &= ~_TF
@@ -152,6 +167,8 @@ class Intercepts:
             return self._cr0()
         if code == CR4_WRITE:
             return self._cr4()
+        if code == DR7_WRITE:
+            return self._dr7()
         if code == SHUTDOWN:
             return "a fault while #DF was delivered"
         return self._fault()  # RDPMC of a counter that is not there, and what nobody armed
@@ -276,7 +293,7 @@ class Intercepts:
         if data[:2] == b"\x0f\x01":  # LMSW, which can do nothing that is forbidden
             modrm = data[2]
             if modrm < 0xC0:
-                words[self._svm + 3] &= ~(1 << 16)
+                words[self.svm + 3] &= ~(1 << 16)
                 self.let_through = True
                 self._stepping = not words[cpu.flags] & _TF
                 self._dr6 = words[cpu.debug + 6]
@@ -329,6 +346,17 @@ class Intercepts:
         if wrong or (entering_pae and not self._pdptes_valid()):
             return self._fault()
         return self._set_control(x86_const.UC_X86_REG_CR4, value, length)
+
+    def _dr7(self) -> str | None:
+        words, cpu = self._cpu.words, self._cpu
+        number, length = self._operand()
+        value = words[cpu.registers + number] & _LOW | _DR7_FIXED
+        armed = any(words[cpu.debug + 8 + n] for n in range(4))
+        arming = any(value >> 2 * n & 3 and value >> 16 + 4 * n & 3 != _DR7_IO for n in range(4))
+        if armed or arming:
+            return ARMING
+        words[cpu.debug + 7] = value
+        return self._retire(length)
 
     def _cr4_defined(self) -> int:
         mask = _CR4_BASE

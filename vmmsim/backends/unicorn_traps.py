@@ -13,7 +13,7 @@ not plain there is `unicorn_trap_gates`'.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from ..cpu.vectors import ERROR_CODE_VECTORS, vector_name
@@ -72,6 +72,8 @@ class TrapUnit:
         self.was_fault = False
         #: A hook is called before each instruction: see `unicorn_lazy`.
         self.hooked = False
+        #: Where none is, and nobody else mends the flags of a fault: does it, on words just saved.
+        self.mend_begun: Callable[[], None] = lambda: None
 
     # -- what hooks and the run loop call
 
@@ -91,6 +93,8 @@ class TrapUnit:
             self.fetches.settle()
         if self.hooked:
             cpu.mend_flags(begun=number != _DB and not fetching)
+        elif number < _VMEXIT and number != _DB and not fetching:
+            self.mend_begun()
         if self.intercepts.let_through and self.intercepts.rearm(number):
             return None
         if number >= _VMEXIT:

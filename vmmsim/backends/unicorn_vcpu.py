@@ -83,6 +83,9 @@ class UnicornVcpu(UnicornPins):
         "_exception", "_interrupt", "_cr8", "_alarm",
     )  # fmt: skip
 
+    #: What the engine has for itself behind the guest's memory: (gpa, size), ascending.
+    reserved: tuple[tuple[int, int], ...] = ()
+
     def __init__(self, vm: UnicornVm) -> None:
         super().__init__()
         self.vm = vm
