@@ -17,13 +17,14 @@ from unicorn import unicorn_const as uc_const
 from unicorn.unicorn_py3.unicorn import Uc, uclib
 
 from ...errors import NotSupported
+from ..unicorn_buffer import buffer_size
 
 __all__ = ["no_exit_offset"]
 
 #: Less than uc_struct has in 2.1.4.
 _STRUCT_BYTES = 0xB00
-#: A multiple of 4 MiB: Unicorn's Windows build commits the buffer in such pieces.
-_CODE_BUFFER = 4 << 20
+
+_CODE_BUFFER = buffer_size(1 << 20)
 _CODE = 0x1000
 #: out 0x10, al; mov [rbx], eax; inc ecx; jmp next; next: nop
 _STOP_AND_STORE = bytes.fromhex("e6108903ffc1eb0090")
