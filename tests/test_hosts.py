@@ -136,7 +136,7 @@ def test_doctor_says_the_host_and_whether_such_ones_were_tried() -> None:
     assert second == f"  tried on such a host: {hosts.tried_host()}"
     assert third == f"  tried with its pages: {hosts.tried_pages()}; with this Python: {hosts.tried_python()}"
     report = json.loads(vmmsim("doctor", "--json").stdout)
-    assert report["page_size"] == mmap.PAGESIZE
+    assert report["pages"]["size"] == mmap.PAGESIZE
     assert report["tried"]["host"] == hosts.tried_host()
 
 

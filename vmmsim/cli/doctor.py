@@ -25,8 +25,6 @@ _NO_WHEEL = "vmmsim asm; this host has no wheel of it: pip builds it with cmake 
 
 def examine() -> dict[str, Any]:
     """Everything that doctor says, as plain values."""
-    import mmap
-
     from .. import hosts
     from ..backends import REGISTRY, availability
 
@@ -34,14 +32,13 @@ def examine() -> dict[str, Any]:
         "vmmsim": __version__,
         "python": platform.python_version(),
         "host": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "page_size": mmap.PAGESIZE,
+        "pages": _pages(),
         "tried": {
             "host": hosts.tried_host(),
             "pages": hosts.tried_pages(),
             "python": hosts.tried_python(),
         },
         "libraries": {name: _version(name) for name in _LIBRARIES},
-        "pages": _pages(),
         "backends": {},
     }
     usable = []
@@ -112,7 +109,8 @@ def command(as_json: bool) -> int:
 
 
 def _show(report: dict[str, Any]) -> None:
-    pages = f"pages of {report['page_size'] >> 10} KiB"
+    size = report["pages"]["size"]
+    pages = f"pages of {size >> 10} KiB" if size % 1024 == 0 else f"pages of {size} bytes"
     out(f"vmmsim {report['vmmsim']}, Python {report['python']}, {report['host']}, {pages}")
     tried = report["tried"]
     out(_filled(f"tried on such a host: {tried['host']}"))
@@ -121,11 +119,8 @@ def _show(report: dict[str, Any]) -> None:
         need = _needed_for(name)
         note = f"missing (for {need})" if number is None and need else number or "missing"
         out(f"  {name:<16} {note}")
-    pages = report["pages"]
-    size = pages["size"]
-    size = f"{size >> 10} KiB" if size % 1024 == 0 else f"{size} bytes"
-    how = "a snapshot's are mapped" if pages["mapped"] else f"a snapshot's are copied: {pages['reason']}"
-    out(f"  {'host pages':<16} {size}, {how}")
+    how = "mapped" if report["pages"]["mapped"] else f"copied: {report['pages']['reason']}"
+    out(_filled(f"a snapshot's pages are {how}"))
     for name, entry in report["backends"].items():
         out("")
         out(f"{name}: {'usable' if entry['usable'] else 'not usable'}: {entry['reason']}")

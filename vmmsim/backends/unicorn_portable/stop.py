@@ -23,7 +23,6 @@ __all__ = ["no_exit_offset"]
 
 #: Less than uc_struct has in 2.1.4.
 _STRUCT_BYTES = 0xB00
-
 _CODE_BUFFER = buffer_size(1 << 20)
 _CODE = 0x1000
 #: out 0x10, al; mov [rbx], eax; inc ecx; jmp next; next: nop
