@@ -21,7 +21,7 @@ HOSTS = {
     ("Windows", "AMD64"): "demo, guests, conformance and snapshots, under Wine (tools/hosts/windows)",
 }
 #: Versions of CPython; the first with the whole suite, the others by tools/hosts/pythons.
-PYTHONS = ("3.11", "3.13", "3.14")
+PYTHONS = ("3.11", "3.13", "3.14", "3.15")
 #: Page sizes in bytes; the first is that of the hosts above, the others are a shim's (tools/hosts/pages).
 PAGES = (4096, 16384, 65536)
 
