@@ -74,10 +74,10 @@ _TRAPS, _EXITS = "round trips/s", "accesses/s"
 BENCHMARKS: dict[str, Benchmark] = {
     name: partial(_run, name, unit, rate, counts, goal)
     for name, unit, rate, counts, goal in (
-        ("engines_trap_int", _TRAPS, partial(trap_rate, "int"), (200_000, 10_000), 5.0),
-        ("engines_trap_page_fault", _TRAPS, partial(trap_rate, "page_fault"), (200_000, 10_000), 5.0),
-        ("engines_trap_syscall", _TRAPS, partial(trap_rate, "syscall"), (20_000, 10_000), None),
-        ("engines_exit_inline", _EXITS, _inline, (100_000, 50_000), None),
-        ("engines_exit_one_by_one", _EXITS, _one_by_one, (50_000, 10_000), None),
+        ("engines_trap_int", _TRAPS, partial(trap_rate, "int"), (50_000, 3_000), 5.0),
+        ("engines_trap_page_fault", _TRAPS, partial(trap_rate, "page_fault"), (50_000, 3_000), 5.0),
+        ("engines_trap_syscall", _TRAPS, partial(trap_rate, "syscall"), (10_000, 3_000), None),
+        ("engines_exit_inline", _EXITS, _inline, (50_000, 20_000), None),
+        ("engines_exit_one_by_one", _EXITS, _one_by_one, (20_000, 3_000), None),
     )
 }

@@ -87,6 +87,20 @@ def test_stopping_at_an_access_keeps_the_flags(engine: str, counted: bool, leave
             assert (code, made.vcpu.registers().rsi & mask) == (code, flags & mask)
 
 
+@pytest.mark.unicorn
+@ENGINES
+@pytest.mark.parametrize("between", ["", "jmp next\nnext:"], ids=["known", "unknown"])
+def test_a_store_of_a_byte_that_may_have_asked_keeps_the_flags(engine: str, between: str) -> None:
+    # SETZ asks for the flags if QEMU's translator does not know which operation was the last, as in a block
+    # of its own: which of the two it was, the place in the translated code tells.
+    code = f"mov ax, 0x2265\nmov bx, 0x91b7\ncmp ax, bx\n{between}\nsetz [0x10]"
+    with machine(code, False) as made:
+        made.run(until=Access)
+        assert made.vcpu.registers().rflags & SEEN == 0x891  # CF AF SF OF
+        made.run()
+        assert made.vcpu.registers().rsi & SEEN == 0x891
+
+
 @pytest.mark.parametrize("engine", ["native"])
 @settings(max_examples=200)
 @given(st.integers(0, 1 << 32), st.integers(0, 0xFFF), st.integers(0, (1 << 64) - 1))
