@@ -5,7 +5,7 @@
 #   disk without the feature is read whole.
 # Version: dissect.hypervisor 3.21, qemu-utils 1:7.2+dfsg-7+deb12u18+b3 (Debian)
 # Date: 2026-12-01
-# Meets: importers and forensic tools for images made with extended_l2=on, as oVirt and libvirt can
+# Meets: importers and forensic tools for images made with extended_l2=on
 . "$(dirname "$0")/_lib.sh"
 deb_here qemu-utils=1:7.2+dfsg-7+deb12u18+b3
 pip_get dissect.hypervisor==3.21

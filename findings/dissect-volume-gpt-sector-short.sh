@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Question: how large is a GPT partition of 1 MiB (2048 sectors), made by sfdisk, in dissect.volume?
 # Guess: 1048576 bytes.
-# Really: 1048064: the last LBA of an entry is inclusive (UEFI 2.10, table 5.6) and is counted as the end. For an MBR partition
+# Really: 1048064: the last LBA of an entry is inclusive (UEFI 2.10, 5.3.3) and is counted as the end. For an MBR partition
 #   of the same size it says 1048576.
 # Version: dissect.volume 3.18, fdisk 2.38.1-5+deb12u3 (Debian)
 # Date: 2026-12-01

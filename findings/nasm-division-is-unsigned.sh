@@ -2,7 +2,7 @@
 # Question: what are -7/2 and -7 % 3 in a NASM expression?
 # Guess: -3 and -1, as in C and in GNU as.
 # Really: / and % are unsigned on 64 bits: the low 32 bits of -7/2 are FFFFFFFCh (-4), and -7 % 3 is 0; // and %% are the
-#   signed ones. YASM, made as NASM's drop-in, divides signed with /. Documented in NASM's manual (section 3.5.7).
+#   signed ones. YASM, made as NASM's drop-in, divides signed with /. Documented in NASM's manual.
 # Version: nasm 2.16.01-1, yasm 1.3.0-4, binutils 2.40-2 (Debian)
 # Date: 2026-12-01
 # Meets: boot code that computes offsets below a label; ports between the three assemblers

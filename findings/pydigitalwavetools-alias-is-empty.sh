@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Question: which values has the second of two $var lines with one identifier code (an alias, IEEE 1364, 18.2.1)?
+# Question: which values has the second of two $var lines with one identifier code (an alias, IEEE 1364, clause 18)?
 # Guess: those of the first: it is one signal in two scopes.
 # Really: none in pyDigitalWaveTools, with no error; vcdvcd and pywellen give both.
 # Version: pyDigitalWaveTools 1.2, vcdvcd 2.6.0, pywellen 0.25.7

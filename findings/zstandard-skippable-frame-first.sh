@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Question: what does python-zstandard make of a skippable frame before the data (as pzstd and seekable files write)?
+# Question: what does python-zstandard make of a skippable frame before the data (as pzstd writes)?
 # Guess: all its ways skip it (RFC 8878, 3.1.2: a decoder skips them).
 # Really: stream_reader skips it; ZstdDecompressor.decompress() raises, "expected 3", the size of the skippable frame taken
 #   for that of the content; decompressobj() ends there with no data and the rest in unused_data.
