@@ -31,14 +31,14 @@ def call(
 
 def requirements(there: dict[str, str], extras: Sequence[str]) -> list[str]:
     """What vmmsim, with `extras`, wants on a host whose markers are `there` (pip looks at this machine
-    for the markers). Also what those of them want whose markers are the host's: click's colorama."""
+    for the markers). Also what these in turn want on Windows alone: click colorama, selenium's trio cffi."""
     from packaging.requirements import Requirement
 
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     optional = project["optional-dependencies"]
     texts = [*project["dependencies"], *(line for extra in extras for line in optional[extra])]
     if there["sys_platform"] == "win32":
-        texts.append("colorama")
+        texts += ["colorama", "cffi"]
     wanted = []
     for text in texts:
         requirement = Requirement(text)
