@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -84,18 +83,18 @@ def test_stops_at_any_moment_leave_nothing_undone_or_done_twice() -> None:
 
         def cancel() -> None:
             pause = random.Random(3)
-            while not over.wait(pause.random() / 4000):
+            for _ in range(4000):  # so that a slow host, too, comes to the end
+                if over.wait(pause.random() / 4000):
+                    return
                 machine.cancel()
 
         thread = threading.Thread(target=cancel)
         thread.start()
         stops = 0
         try:
-            deadline = time.monotonic() + 100
-            while (exit := machine.run(budget=seconds(60))) != Halt():
+            while (exit := machine.run()) != Halt():
                 assert exit == Cancelled()
                 stops += 1
-                assert time.monotonic() < deadline
         finally:
             over.set()
             thread.join()
