@@ -23,7 +23,7 @@ __all__ = ["no_exit_offset"]
 
 #: Less than uc_struct has in 2.1.4.
 _STRUCT_BYTES = 0xB00
-_CODE_BUFFER = buffer_size(1 << 20)
+_CODE_BUFFER = 1 << 20
 _CODE = 0x1000
 #: out 0x10, al; mov [rbx], eax; inc ecx; jmp next; next: nop
 _STOP_AND_STORE = bytes.fromhex("e6108903ffc1eb0090")
@@ -48,7 +48,7 @@ def _places() -> set[int]:
     uc = Uc(UC_ARCH_X86, UC_MODE_64)
     handle = _handle(uc)
     seen = [ctypes.string_at(handle, _STRUCT_BYTES)]
-    uc.ctl_set_tcg_buffer_size(_CODE_BUFFER)
+    uc.ctl_set_tcg_buffer_size(buffer_size(_CODE_BUFFER))
     uc.reg_read(x86_const.UC_X86_REG_RIP)
     seen.append(ctypes.string_at(handle, _STRUCT_BYTES))
     uc.mem_map(_CODE, 0x1000)
@@ -65,7 +65,7 @@ def _stopped_after(place: int, flag: int) -> int:
     """How many of the instructions between a store and the next block are executed after a stop
     that came before the store."""
     uc = Uc(UC_ARCH_X86, UC_MODE_64)
-    uc.ctl_set_tcg_buffer_size(_CODE_BUFFER)
+    uc.ctl_set_tcg_buffer_size(buffer_size(_CODE_BUFFER))
     uc.mem_map(_CODE, 0x1000)
     uc.mem_write(_CODE, _STOP_AND_STORE)
     ctypes.c_uint8.from_address(_handle(uc) + place).value = flag
