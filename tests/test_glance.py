@@ -126,7 +126,7 @@ def program(seed: int, count: int) -> bytes:
     from vmmsim.asm import assemble
 
     choose = random.Random(seed).choice
-    lines = ["push 0xffff", "pop ds", "mov eax, 0x12345678", "mov ebx, 0x9abcdef0"]
+    lines = ["push -1", "pop ds", "mov eax, 0x12345678", "mov ebx, 0x9abcdef0"]
     lines += ["mov ecx, 0x0fedcba9", "mov edx, 0x13579bdf"]
     for _ in range(count):
         for _ in range(choose([0, 1, 2, 3])):

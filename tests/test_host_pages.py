@@ -359,7 +359,7 @@ def test_on_a_host_with_other_pages_they_are_copied_and_doctor_says_so(size: int
         assert f"its pages have {told} bytes" in why_copied()
         test_snapshot_round_trip()
     said = vmmsim("doctor", VMMSIM_HOST_PAGE=str(size), PYTHONPATH=str(RULES)).stdout.decode()
-    assert "a snapshot's are copied: the host says" in " ".join(said.split())
+    assert "a snapshot's pages are copied: the host says" in " ".join(said.split())
 
 
 def test_snapshot_round_trip() -> None:

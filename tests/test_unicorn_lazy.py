@@ -45,7 +45,7 @@ def machine(code: str, counted: bool) -> Machine:
     from vmmsim.asm import assemble
 
     made = Machine(backend="unicorn", count_insns=counted, memory=1 << 20)
-    text = "push 0xffff\npop ds\n" + code + "\npushf\npop si\nhlt\n"
+    text = "push -1\npop ds\n" + code + "\npushf\npop si\nhlt\n"
     made.load(load_bytes(assemble(text, 16, 0x7C00), name="t", load_address=0x7C00, mode="real"))
     for vector in (0, 6):
         made.memory.write(4 * vector, bytes.fromhex("00060000"))

@@ -26,6 +26,9 @@ def outcome(lane: Lane, case: Case) -> Outcome:
 def test_the_shortcut_gives_what_the_whole_state_gives(backend_name: str, mode: str) -> None:
     backend, _ = open_backend(backend_name)
     quick, whole = Lane(backend), Lane(backend)
+    # The portable engine counts from then on, as it does with the shortcut: flags that an instruction leaves
+    # undefined (BT's OF) come out otherwise where each instruction is counted.
+    whole.vcpu.quick()
     whole.vcpu.quick = lambda: None  # type: ignore[method-assign]
     try:
         for seed in SEEDS:
