@@ -43,7 +43,8 @@ def test_every_figure_of_the_issue_as_json() -> None:
         if result["skipped"]:
             assert result["value"] is None
             continue
-        assert result["value"] >= 0
+        # What a process has grown by: less than nothing when its allocator gave pages back.
+        assert result["value"] >= 0 or result["name"].startswith("clones_alive_"), result
         if result["baseline"]:
             assert result["ratio"] == pytest.approx(result["value"] / result["baseline"])
 
