@@ -70,7 +70,9 @@ def total(machine: Machine, code: str) -> int:
     return machine.cpu.rbx
 
 
-@pytest.mark.parametrize("before", ["", "mov rdx, {page}\nmov rdx, [rdx]", "mov [{store} + 16], ecx", "call {page}"])
+@pytest.mark.parametrize(
+    "before", ["", "mov rdx, {page}\nmov rdx, [rdx]", "mov [{store} + 16], ecx", "call {page}"]
+)
 @pytest.mark.parametrize(
     ("store", "rights"),
     [(PAGE, PRESENT_WRITABLE), (ALIAS, PRESENT_WRITABLE), (ALIAS, PRESENT_WRITABLE | NX)],
