@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +30,18 @@ pytestmark = pytest.mark.skipif(not RUN.exists(), reason="an installed package h
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(RUN), "--quick", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=time_limit(100))
+    pipe = subprocess.PIPE
+    child = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    try:
+        out, err = child.communicate(timeout=time_limit(100))
+    except BaseException:
+        # With the processes of its pools, which would wait for work for ever.
+        if hasattr(os, "killpg"):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.kill()
+        child.communicate()
+        raise
+    return subprocess.CompletedProcess(command, child.returncode, out, err)
 
 
 def test_every_figure_of_the_issue_as_json() -> None:
