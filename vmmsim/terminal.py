@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
@@ -75,7 +76,42 @@ class EscapeFilter:
         return bytes(kept), commands
 
 
-class RawTerminal:
+class _PutBack(ABC):
+    """What is changed while it is entered, and put back in any case: on leaving, at exit, by a signal."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[int, Any] = {}
+
+    @abstractmethod
+    def _restore(self) -> None: ...
+
+    @abstractmethod
+    def _on_signal(self, number: int, frame: FrameType | None) -> None: ...
+
+    def _heed(self, *names: str) -> None:
+        """Put back at the end of the process, and by signals that would end or stop it. A Python handler can
+        only be set from the main thread; one that is there already ends the program in order, and so leaves
+        the block."""
+        atexit.register(self._restore)
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for name in names:
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                self._handlers[number] = signal.signal(number, self._on_signal)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+        atexit.unregister(self._restore)
+        for number, handler in self._handlers.items():
+            if signal.getsignal(number) == self._on_signal:
+                signal.signal(number, handler)
+        self._handlers = {}
+
+
+class RawTerminal(_PutBack):
     """While open, keys reach the guest at once and are not echoed (the guest echoes).
 
     With `signals` the signal keys stay on: Ctrl-c stops vmmsim, Ctrl-z suspends it; without, they
@@ -87,10 +123,10 @@ class RawTerminal:
 
     def __init__(self, fd: int | None = None, *, signals: bool = True) -> None:
         """`fd` is standard input by default."""
+        super().__init__()
         self._signals = signals
         self._fd = _stdin_fd() if fd is None else fd
         self._saved: list[Any] | None = None
-        self._handlers: dict[int, Any] = {}
 
     @property
     def active(self) -> bool:
@@ -104,24 +140,8 @@ class RawTerminal:
 
     def __enter__(self) -> RawTerminal:
         if self._enter():
-            atexit.register(self._restore)
-            # A Python handler can only be set from the main thread. One that is there
-            # already ends the program in order, and so leaves this block.
-            if threading.current_thread() is threading.main_thread():
-                for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP):
-                    if signal.getsignal(number) is signal.SIG_DFL:
-                        self._handlers[number] = signal.signal(number, self._on_signal)
+            self._heed("SIGTERM", "SIGHUP", "SIGTSTP")
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._restore()
-        atexit.unregister(self._restore)
-        for number, handler in self._handlers.items():
-            if signal.getsignal(number) == self._on_signal:
-                signal.signal(number, handler)
-        self._handlers = {}
 
     def _enter(self) -> bool:
         if self._saved is not None or os.name != "posix":
@@ -173,7 +193,7 @@ class RawTerminal:
         self._enter()
 
 
-class ConsoleTerminal:
+class ConsoleTerminal(_PutBack):
     """The same for a console of Windows, by `console`: keys reach the guest at once, unless `keys` is False,
     and what the guest prints is UTF-8 with a terminal's escape sequences. Of the three descriptors of the
     standard streams those are set that are a console; they are put back on leaving, and at exit.
@@ -184,13 +204,13 @@ class ConsoleTerminal:
     def __init__(
         self, console: Console, *, keys: bool = True, signals: bool = True, fds: tuple[int, ...] = (0, 1, 2)
     ) -> None:
+        super().__init__()
         self._console = console
         self._keys, self._signals = keys, signals
         self._input, *self._outputs = fds
         #: What puts back each thing that was changed, the last one first.
         self._undo: list[Callable[[], object]] = []
         self.active = False
-        self._handlers: dict[int, Any] = {}
 
     @property
     def banner(self) -> str:
@@ -200,14 +220,7 @@ class ConsoleTerminal:
         return LINES if self._keys and is_cygwin_terminal(self._console, self._input) else ""
 
     def __enter__(self) -> ConsoleTerminal:
-        atexit.register(self._restore)
-        number = getattr(signal, "SIGBREAK", None)
-        if (
-            number is not None
-            and threading.current_thread() is threading.main_thread()
-            and signal.getsignal(number) is signal.SIG_DFL
-        ):
-            self._handlers[number] = signal.signal(number, self._on_signal)
+        self._heed("SIGBREAK")
         if self._keys:
             drop = LINE_INPUT | ECHO_INPUT | VT_INPUT | (0 if self._signals else PROCESSED_INPUT)
             self.active = self._change(self._input, drop, PROCESSED_INPUT if self._signals else 0)
@@ -225,16 +238,6 @@ class ConsoleTerminal:
             return False
         self._undo.append(lambda: self._console.set_mode(fd, mode))
         return self._console.set_mode(fd, mode & ~drop | add)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._restore()
-        atexit.unregister(self._restore)
-        for number, handler in self._handlers.items():
-            if signal.getsignal(number) == self._on_signal:
-                signal.signal(number, handler)
-        self._handlers = {}
 
     def _restore(self) -> None:
         self.active = False
