@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmmsim.board import Chipset, InterruptBoard
-from vmmsim.clock import CATCH_UP, CLOSE, MOST_BEHIND, SECOND, HostClock, HostTime
+from vmmsim.clock import CATCH_UP, CLOSE, HOLD, MOST_BEHIND, SECOND, HostClock, HostTime
 from vmmsim.devices.acpi_pm import PM_TIMER_HZ, AcpiPm
 from vmmsim.devices.base import IrqLine, NoIrq
 from vmmsim.devices.i8254 import FREQUENCY, I8254
@@ -71,10 +71,27 @@ def test_on_a_host_that_keeps_up_it_is_the_hosts_time(host: Host) -> None:
     assert ticking.calls == [PERIOD * n for n in range(1, 51)]
 
 
+def test_an_interrupt_that_still_waits_holds_up_the_next_deadline_after_one_was_taken(host: Host) -> None:
+    """A timer whose handler lasts longer than its period would else come before it for ever."""
+    ticking = Ticking()
+    ticking.clock.waits = lambda: True
+    for _ in range(3):
+        before = len(ticking.calls)
+        host.ns += PERIOD
+        ticking.clock.run_due()
+        assert len(ticking.calls) == before  # held up
+        host.ns += HOLD
+        ticking.clock.run_due()
+        assert len(ticking.calls) == before + 1  # given up
+        ticking.clock.taken()
+
+
 def test_it_stands_at_a_deadline_until_its_timers_were_called(host: Host) -> None:
     ticking = Ticking()
     host.ns += 7 * PERIOD
-    assert [ticking.clock.now(), ticking.clock.now()] == [PERIOD, PERIOD]
+    # One nanosecond before: an 8254 that is read at it would begin its next period by itself, and the timer's
+    # interrupt would come without the clock, again and again before those of a lower priority.
+    assert [ticking.clock.now(), ticking.clock.now()] == [PERIOD - 1, PERIOD - 1]
     assert ticking.told == 1  # of one deadline the vCPU is told once
     ticking.clock.run_due()
     assert ticking.calls == [PERIOD]

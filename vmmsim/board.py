@@ -168,6 +168,7 @@ class InterruptBoard:
         self._controller = controller
         self._cr8_written = cr8_written
         chipset.intr.append(controller.pending)
+        self._taken = chipset.clock.taken if isinstance(chipset.clock, HostClock) else None
         self.service = chipset.service
 
     def pending(self) -> bool:
@@ -176,6 +177,8 @@ class InterruptBoard:
 
     def acknowledge(self) -> int:
         with self._lock:
+            if self._taken is not None:
+                self._taken()
             return self._controller.acknowledge()
 
     def cr8_written(self, value: int, /) -> None:

@@ -153,7 +153,7 @@ class HostClock(Clock):
     On a host that keeps up it is real time. Elsewhere four rules hold it back, so that a guest finds
     what it would find on a slower machine, and no time that it did not get (docs/time.md):
 
-    * It stands at a deadline until `run_due` has called the timers there. No period is missed.
+    * It stands 1 ns before a deadline until `run_due` has called the timers there. No period is missed.
     * It stands there, too, while an interrupt waits to be taken, which another would be one with. After
       `HOLD` of the host's time it does not: a guest may keep interrupts off for as long as it likes.
     * What it is behind by then it makes good at `CATCH_UP` times the host's pace: as much of the host's
@@ -210,7 +210,7 @@ class HostClock(Clock):
             if deadline != self._told and host >= self._opens:
                 self._told = deadline
                 self.reached()
-            now = deadline
+            now = deadline - 1  # a device that is asked at it would begin its next period by itself
         if now < self._last:  # a timer was set to what is over
             return self._last
         self._last = now
@@ -307,6 +307,11 @@ class HostClock(Clock):
     def stay_close(self) -> None:
         """The guest can read the host's time too (KVM's TSC), from which this is not to differ for long."""
         self._most_behind, self._loses = CLOSE, False
+
+    def taken(self) -> None:
+        """A vCPU has taken an interrupt: one that still waits may hold up the next deadline anew. Else one of
+        a low priority, once it was given up, would find the timer's before it for ever."""
+        self._held_up, self._gave_up = None, False
 
     def idle(self) -> None:
         """No vCPU executes: the host's time is the guest's, deadline by deadline."""
