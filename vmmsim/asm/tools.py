@@ -20,7 +20,7 @@ from pathlib import Path
 from ..errors import NotSupported
 from .source import NASM, UNIX, Dialect
 
-__all__ = ["TOOLS", "Failed", "Tool"]
+__all__ = ["MOST_TEXT", "TOOLS", "Failed", "Tool", "tool_for"]
 
 #: Seconds for one assembly; characters of a source.
 _PATIENCE = 20.0
@@ -29,13 +29,12 @@ MOST_TEXT = 1 << 20
 
 class Failed(Exception):
     """The source does not assemble: `line` is the number of the line, if the tool names it. `missing`: only a
-    symbol is missing. `died`: the assembler ended, or did not come to an end."""
+    symbol is missing."""
 
-    def __init__(self, text: str, *, line: int = 0, missing: bool = False, died: bool = False) -> None:
+    def __init__(self, text: str, *, line: int = 0, missing: bool = False) -> None:
         super().__init__(text)
         self.line = line
         self.missing = missing
-        self.died = died
 
 
 class Tool(ABC):
@@ -98,7 +97,7 @@ class Keystone(Tool):
             answer, how = "", f"keystone was not done in {_PATIENCE:g} s"
         if not answer:
             self.close()
-            raise Failed(how, died=True)
+            raise Failed(how)
         return answer
 
     def _started(self) -> subprocess.Popen[str]:
@@ -158,7 +157,7 @@ class _Program(Tool):
                 stdin=subprocess.DEVNULL,
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
-            raise Failed(f"{words[0]} was not done in {_PATIENCE:g} s", died=True) from error
+            raise Failed(f"{words[0]} was not done in {_PATIENCE:g} s") from error
         except OSError as error:
             raise Failed(f"{words[0]} cannot be run: {error.strerror}") from error
         if done.returncode:
